@@ -1,0 +1,40 @@
+# Every target sets itself up in .venv; nothing is installed outside it.
+PYTHON ?= python3
+OUT ?= demo_output
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+
+.PHONY: demo test build bench lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/aar demo $(OUT)
+
+test: build
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+build: $(INSTALLED)
+	$(BIN)/python -m aar_kernels.build
+
+bench: $(INSTALLED)
+	$(BIN)/python -m aar_kernels.bench
+
+lint: $(INSTALLED)
+	$(PIP) ruff
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf build dist *.egg-info aar_kernels/*.so aar_kernels/_build_info.json $(INSTALLED)
+
+# torch comes first and by its exact version, so that nothing installed later chooses another build of it.
+$(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(PIP) setuptools pybind11 ninja
+	$(PIP) --no-build-isolation --editable '.[test]'
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed (PYTHON=...)")'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "No virtual environment: sudo apt install python3-venv (Debian, Ubuntu), or PYTHON=..." >&2; exit 1; }

@@ -1,0 +1,88 @@
+"""Recordings: read at any rate and channel count into mono at the model's rate, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+from ..atomic import replacing
+from ..errors import AudioError
+
+__all__ = ["AUDIO_SUFFIXES", "read_audio", "write_audio"]
+
+# suffix -> libsndfile's container and encoding. Reading goes by content, so these bind only what is written.
+_FORMATS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+AUDIO_SUFFIXES = tuple(_FORMATS)
+
+# libsndfile's Vorbis encoder keeps a whole write on the stack and overflows it on long recordings.
+_SAMPLES_PER_WRITE = 1 << 16
+
+
+def read_audio(path: str | os.PathLike, sample_rate: int = 24000) -> Tensor:
+    """Reads wav, flac, ogg, mp3 or opus: the mean of all channels at `sample_rate`, [N] float32, N at least 1.
+
+    Raises:
+        AudioError: not a recording, empty, shorter than one sample at `sample_rate`, or with NaN or infinite samples.
+        OSError: the file does not exist or may not be read.
+    """
+    # Opened here and not by libsndfile, which says "System error" for a missing file.
+    with open(path, "rb") as file:
+        try:
+            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, TypeError) as error:
+            reason = getattr(error, "error_string", error)
+            raise AudioError(f"{path}: not audio that can be read ({', '.join(AUDIO_SUFFIXES)}): {reason}") from None
+    if not len(samples):
+        raise AudioError(f"{path}: the recording is empty")
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{path}: the recording holds NaN or infinite samples; export it again")
+    mono = samples.mean(axis=1)
+    if rate != sample_rate:
+        mono = soxr.resample(mono, rate, sample_rate)
+    if not len(mono):
+        raise AudioError(f"{path}: the recording is shorter than one sample at {sample_rate} Hz")
+    return torch.from_numpy(np.ascontiguousarray(mono))
+
+
+def write_audio(path: str | os.PathLike, samples: Tensor, sample_rate: int = 24000) -> None:
+    """Writes [N] floating-point samples, clipped to -1..1, in the format that the suffix names; whole or not at all.
+
+    Raises:
+        AudioError: a suffix that names no known format, or NaN samples.
+        ValueError: not one-dimensional.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    container, encoding = check_suffix(path)
+    if samples.dim() != 1:
+        raise ValueError(f"samples must be [N], got {list(samples.shape)}")
+    if not torch.isfinite(samples).all():
+        raise AudioError(f"{path}: refusing to write NaN or infinite samples")
+    values = samples.detach().float().clamp(-1, 1).cpu().numpy()
+    with replacing(path) as beside:
+        with soundfile.SoundFile(beside, "w", sample_rate, 1, encoding, format=container) as file:
+            for start in range(0, len(values), _SAMPLES_PER_WRITE):
+                file.write(values[start : start + _SAMPLES_PER_WRITE])
+
+
+def check_suffix(path: Path) -> tuple[str, str]:
+    """The container and encoding that `path` would be written in.
+
+    Raises:
+        AudioError: its suffix names no known format.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise AudioError(f"{path}: name an output that ends in one of {', '.join(AUDIO_SUFFIXES)}")
+    return _FORMATS[path.suffix.lower()]

@@ -1,0 +1,5 @@
+"""The operators as ``torch.nn`` modules."""
+
+from .quantization.module import MultiScaleResidualQuantizer
+
+__all__ = ["MultiScaleResidualQuantizer"]

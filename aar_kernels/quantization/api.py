@@ -1,0 +1,139 @@
+"""Public functions of multi-scale residual quantization: they check their input, then pick a backend.
+
+Sequences are ``[batch, latent, T]``, codes ``[batch, schedule.total]`` int64 with the scales in order, coarse to fine.
+``T`` need not be the schedule's length: then every scale pools and interpolates. bf16 and fp16 sequences are searched
+in fp32. Code -1 means "no code" and stands for a zero row: encode gives it to tokens that a mask leaves without a
+frame, and to every token of an item with a NaN or an Inf.
+
+Raises, on every backend alike:
+    ValueError: shapes, dtypes or devices that do not fit.
+    RuntimeError: codes outside ``[-1, codebook_size)`` (under CUDA a device-side assertion, as in PyTorch's indexing).
+    BackendError: a forced backend that cannot run the call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from . import ops, reference
+from .levels import Levels
+
+
+def encode(x: Tensor, levels: Levels, *, mask: Tensor | None = None, backend: str | None = None) -> Tensor:
+    """Codes of ``x[B, latent, T]`` (algorithm 1): ``[B, total]`` int64. Not differentiable.
+
+    Args:
+        mask: ``[B, T]`` bool, True at real frames of a padded batch; pooling, and so every code, sees those alone.
+    """
+    rows = _rows(x, levels, mask).detach()
+    return _run("encode", backend, (rows, mask), levels)
+
+
+def decode(codes: Tensor, levels: Levels, *, length: int | None = None, backend: str | None = None) -> Tensor:
+    """Sum of all scales' contributions: ``[B, latent, length]``, ``length`` being the schedule's unless given.
+
+    Differentiable by codebooks and phi (the reference runs where gradients are asked for).
+    """
+    return _run("decode", backend, (_codes(codes, levels),), levels, length or levels.schedule.length).mT
+
+
+def decode_scales(codes: Tensor, levels: Levels, *, length: int | None = None, backend: str | None = None) -> Tensor:
+    """The reconstruction after each scale: ``[S, B, latent, length]``. Differentiable as `decode`."""
+    return _run("decode_scales", backend, (_codes(codes, levels),), levels, length or levels.schedule.length).mT
+
+
+def next_scale_inputs(
+    codes: Tensor, levels: Levels, *, length: int | None = None, backend: str | None = None
+) -> Tensor:
+    """Teacher-forcing inputs of a next-scale model (section 3.2): the reconstruction after each scale but the last,
+    pooled to the length of the next: ``[B, total - lengths[0], latent]``."""
+    return _run("next_scale_inputs", backend, (_codes(codes, levels),), levels, length or levels.schedule.length)
+
+
+def step(
+    scale: int, f_hat: Tensor, codes: Tensor, levels: Levels, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """One step of next-scale sampling; equals `next_scale_inputs` taken one scale at a time.
+
+    Args:
+        scale: index of the scale that ``codes[B, lengths[scale]]`` belong to.
+        f_hat: ``[B, T, latent]``, the reconstruction before this scale; zeros for scale 0.
+
+    Returns:
+        The reconstruction after it, ``[B, T, latent]``, and the next scale's input, ``[B, lengths[scale + 1], latent]``
+        (no rows after the last scale).
+    """
+    levels.check()
+    lengths = levels.schedule.lengths
+    if not 0 <= scale < len(lengths):
+        raise ValueError(f"scale {scale} is outside 0..{len(lengths) - 1}")
+    _check_codes(codes, lengths[scale])
+    if f_hat.dim() != 3 or f_hat.shape[0] != codes.shape[0] or f_hat.shape[2] != levels.latent_dim:
+        raise ValueError(f"f_hat must be [{codes.shape[0]}, T, {levels.latent_dim}], got {list(f_hat.shape)}")
+    return _run("step", backend, (f_hat.to(levels.codebooks.dtype), codes), levels, scale)
+
+
+def quantize(
+    x: Tensor, levels: Levels, *, mask: Tensor | None = None, straight_through: str = "per_scale",
+    statistics: bool = False, samples: Tensor | None = None, backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The training forward. Gradients reach ``x`` (straight-through and commitment) and phi (the loss).
+
+    Args:
+        x: ``[B, latent, T]``.
+        mask: ``[B, T]`` bool, True at real frames; the others count neither in the loss nor in the statistics.
+        straight_through: ``"per_scale"`` adds an estimator at every scale, so that ``x`` receives the gradient of
+            ``quantized`` S times over, as the published models were trained; ``"once"`` passes it through once (VAR).
+        statistics: also return what the codebook update needs, see `reference.quantize`.
+        samples: ``[codebooks, K]`` int64, rows to return with the statistics, as replacements for dead codes.
+
+    Returns:
+        quantized ``[B, latent, T]``, codes ``[B, total]``, the commitment loss (scalar), statistics (flat).
+    """
+    if straight_through not in ("per_scale", "once"):
+        raise ValueError(f'straight_through must be "per_scale" or "once", got {straight_through!r}')
+    rows, per_scale = _rows(x, levels, mask), straight_through == "per_scale"
+    if samples is not None and samples.shape != levels.codebooks.shape[:2]:
+        raise ValueError(f"samples must be {list(levels.codebooks.shape[:2])}, got {list(samples.shape)}")
+    name = dispatch.select("msrq_quantize", rows, mask, levels.codebooks, samples, backend=backend)
+    arguments = (rows, mask, *levels.arguments(), samples, per_scale, statistics)
+    if name == "reference":
+        quantized, codes, loss, numbers = reference.quantize(*arguments)
+    else:
+        phi_grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in levels.weights[1:])
+        quantized, codes, loss, numbers, *_ = ops.call("quantize", *arguments, phi_grad, name)
+    return quantized.mT.to(x.dtype), codes, loss, numbers
+
+
+def _run(name: str, backend: str | None, tensors: tuple, levels: Levels, *extra: int):
+    grad = torch.is_grad_enabled() and any(w.requires_grad for w in (*levels.weights, *tensors[:1]))
+    grad = grad and name != "encode"
+    chosen = dispatch.select(f"msrq_{name}", levels.codebooks, *tensors, backend=backend, needs_grad=grad)
+    if chosen == "reference":
+        return getattr(reference, name)(*tensors, *levels.arguments(), *extra)
+    return ops.call(name, *tensors, *levels.arguments(), *extra, chosen)
+
+
+def _rows(x: Tensor, levels: Levels, mask: Tensor | None) -> Tensor:
+    levels.check()
+    if x.dim() != 3 or x.shape[1] != levels.latent_dim or x.shape[2] == 0:
+        raise ValueError(f"x must be [batch, {levels.latent_dim}, T >= 1], got {list(x.shape)}")
+    if not x.dtype.is_floating_point:
+        raise ValueError(f"x must be floating point, got {x.dtype}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (x.shape[0], x.shape[2])):
+        shape = [x.shape[0], x.shape[2]]
+        raise ValueError(f"mask must be bool {shape}, got {mask.dtype} {list(mask.shape)}")
+    return x.mT.to(levels.codebooks.dtype).contiguous()
+
+
+def _codes(codes: Tensor, levels: Levels) -> Tensor:
+    levels.check()
+    _check_codes(codes, levels.schedule.total)
+    return codes
+
+
+def _check_codes(codes: Tensor, tokens: int) -> None:
+    if codes.dim() != 2 or codes.shape[1] != tokens or codes.dtype != torch.int64:
+        raise ValueError(f"codes must be int64 [batch, {tokens}], got {codes.dtype} {list(codes.shape)}")

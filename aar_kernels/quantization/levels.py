@@ -1,0 +1,97 @@
+"""A residual quantizer described as data: what each level does to the residual, and with which weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from ..schedule import ScaleSchedule
+
+METRICS = ("euclidean", "cosine")
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """The levels of a residual quantizer over a latent sequence ``[batch, latent, T]``.
+
+    Level ``s`` averages the residual down to ``schedule.lengths[s]`` rows (area), replaces each row by the nearest
+    code, interpolates back to ``T`` (linear), applies phi, and subtracts. A level of length ``T`` neither averages nor
+    interpolates, and a quantizer without ``phi_weights`` has no convolution: plain residual quantization is
+    ``Levels(ScaleSchedule((T,) * n), codebooks)``.
+
+    Args:
+        schedule: tokens per level.
+        codebooks: ``[S, K, latent]``, or ``[1, K, latent]`` for one codebook that all levels share.
+        phi_weights, phi_biases: the distinct kernels of phi(u) = (u + conv1d(u)) / 2, each ``[latent, latent, k]``
+            with odd ``k`` and ``[latent]``. Zero padding of ``k // 2``.
+        phi_index: which of them each level uses; ``S`` numbers.
+        metric: ``"euclidean"`` or ``"cosine"``: rows and codes are L2-normalised for the search alone; the code that
+            is subtracted is the row of the codebook as it stands.
+    """
+
+    schedule: ScaleSchedule
+    codebooks: Tensor
+    phi_weights: Sequence[Tensor] = ()
+    phi_biases: Sequence[Tensor] = ()
+    phi_index: Sequence[int] = ()
+    metric: str = "euclidean"
+
+    @property
+    def codebook_size(self) -> int:
+        return self.codebooks.shape[1]
+
+    @property
+    def latent_dim(self) -> int:
+        return self.codebooks.shape[2]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [self.codebooks, *self.phi_weights, *self.phi_biases]
+
+    def arguments(self) -> tuple:
+        """The flat form in which every operator takes the levels."""
+        return (
+            self.codebooks,
+            list(self.phi_weights),
+            list(self.phi_biases),
+            list(self.schedule.lengths),
+            list(self.phi_index),
+            self.metric,
+        )
+
+    def check(self) -> None:
+        """Raise ValueError where shapes, dtypes or options do not fit together."""
+        scales, latent = self.schedule.num_scales, self.codebooks.shape[-1]
+        if self.codebooks.dim() != 3 or self.codebooks.shape[0] not in (1, scales) or 0 in self.codebooks.shape:
+            shape = list(self.codebooks.shape)
+            raise ValueError(f"codebooks must be [{scales} or 1, codes, latent], got {shape}")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {METRICS}, got {self.metric!r}")
+        if len(self.phi_weights) != len(self.phi_biases):
+            raise ValueError(f"{len(self.phi_weights)} phi weights but {len(self.phi_biases)} phi biases")
+        if self.phi_weights and len(self.phi_index) != scales:
+            raise ValueError(f"phi_index needs one entry for each of {scales} scales, got {len(self.phi_index)}")
+        if any(not 0 <= k < len(self.phi_weights) for k in self.phi_index):
+            raise ValueError(f"phi_index {tuple(self.phi_index)} names kernels outside 0..{len(self.phi_weights) - 1}")
+        for weight, bias in zip(self.phi_weights, self.phi_biases, strict=True):
+            if weight.dim() != 3 or weight.shape[:2] != (latent, latent) or weight.shape[2] % 2 == 0:
+                raise ValueError(f"a phi weight must be [{latent}, {latent}, odd], got {list(weight.shape)}")
+            if bias.shape != (latent,):
+                raise ValueError(f"a phi bias must be [{latent}], got {list(bias.shape)}")
+        for weight in self.weights:
+            if weight.dtype != self.codebooks.dtype or not weight.dtype.is_floating_point:
+                raise ValueError(f"codebooks and phi must share one floating dtype, got {weight.dtype}")
+
+
+def phi_sharing_index(num_kernels: int, num_scales: int) -> tuple[int, ...]:
+    """Which of ``num_kernels`` partially shared phi kernels each scale uses (section 3.1; as VAR does).
+
+    Kernels sit at evenly spaced ticks of [0, 1] and each scale takes the nearest one to its relative position. Ties
+    are decided in float64 by the last bit and the first kernel, as the published models were trained.
+    """
+    margin = 1 / 3 / num_kernels if num_kernels == 4 else 1 / 2 / num_kernels
+    ticks = np.linspace(margin, 1 - margin, num_kernels)
+    return tuple(int(np.argmin(np.abs(ticks - s / max(num_scales - 1, 1)))) for s in range(num_scales))

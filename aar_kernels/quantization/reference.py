@@ -1,0 +1,179 @@
+"""Multi-scale residual quantization in plain PyTorch: the definition that every backend is held to.
+
+Rows are vectors of ``latent`` channels: sequences are ``[batch, T, latent]`` here and in every backend. Differentiable
+by autograd, and in any floating dtype. Source: arXiv 2408.09027, section 3.1 and algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def unsupported(problem) -> str | None:
+    return None
+
+
+def area_down(rows: Tensor, n: int, mask: Tensor | None = None) -> Tensor:
+    """Mean of ``rows[B, T, D]`` over the windows [floor(i T / n), ceil((i + 1) T / n)): ``[B, n, D]``.
+
+    With ``mask[B, T]`` the mean is over True rows alone; a window without any gives zero.
+    """
+    if mask is None:
+        return rows if n == rows.shape[1] else F.adaptive_avg_pool1d(rows.mT, n).mT
+    weight = _pooled(mask.to(rows.dtype), n)
+    mean = area_down(rows.masked_fill(~mask[..., None], 0), n)
+    return mean / weight.where(weight > 0, 1)[..., None]
+
+
+def _pooled(mask: Tensor, n: int) -> Tensor:
+    return area_down(mask[..., None], n)[..., 0]
+
+
+def linear_up(rows: Tensor, length: int) -> Tensor:
+    """Linear interpolation of ``rows[B, n, D]`` to ``[B, length, D]``, ``align_corners=False``."""
+    if rows.shape[1] == length:
+        return rows
+    return F.interpolate(rows.mT, size=length, mode="linear", align_corners=False).mT
+
+
+def phi(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """phi(u) = (u + conv1d(u)) / 2 along the sequence of ``rows[B, T, D]``."""
+    return 0.5 * rows + 0.5 * F.conv1d(rows.mT, weight, bias, padding=weight.shape[-1] // 2).mT
+
+
+def search(rows: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    """``[B, n]`` int64: the nearest row of ``codebook[K, D]`` to each of ``rows[B, n, D]``; the first wins a tie."""
+    flat = rows.flatten(0, 1)
+    if metric == "cosine":
+        flat, codebook = F.normalize(flat, dim=-1), F.normalize(codebook, dim=-1)
+    distance = flat.square().sum(1, keepdim=True) - 2 * flat @ codebook.T + codebook.square().sum(1)
+    return distance.argmin(dim=1).view(rows.shape[:2])
+
+
+def contribution(
+    codes: Tensor, s: int, length: int, codebooks: Tensor, phi_weights: Sequence[Tensor],
+    phi_biases: Sequence[Tensor], phi_index: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """What scale ``s`` adds to the reconstruction: phi(up(E_s[codes])), ``[B, length, D]``. Code -1 is a zero row."""
+    book = codebooks[s if codebooks.shape[0] > 1 else 0]
+    torch._assert_async(((codes >= -1) & (codes < len(book))).all(), f"codes must be in [-1, {len(book)})")
+    rows = F.embedding(codes.clamp(min=0), book).masked_fill((codes < 0)[..., None], 0)
+    rows = linear_up(rows, length)
+    if phi_weights:
+        rows = phi(rows, phi_weights[phi_index[s]], phi_biases[phi_index[s]])
+    return rows
+
+
+def encode(
+    x: Tensor, mask: Tensor | None, codebooks: Tensor, phi_weights: Sequence[Tensor], phi_biases: Sequence[Tensor],
+    lengths: Sequence[int], phi_index: Sequence[int], metric: str,
+) -> Tensor:  # fmt: skip
+    """``x[B, T, D]`` -> codes ``[B, sum(lengths)]`` int64.
+
+    The code is -1, "no code", where ``mask[B, T]`` leaves a token no frame to see, and throughout an item that has a
+    NaN or an Inf in it.
+    """
+    levels = _residuals(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    return torch.cat([codes for _, (_, codes), _ in levels], dim=1)
+
+
+def _residuals(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> Iterator:
+    """Per scale: its index, (downsampled rows, codes), (residual before, contribution)."""
+    residual = x if mask is None else x.masked_fill(~mask[..., None], 0)
+    broken = ~residual.detach().isfinite().flatten(1).all(dim=1)
+    for s, n in enumerate(lengths):
+        rows = area_down(residual, n, mask)
+        codes = search(rows.detach(), codebooks[s if codebooks.shape[0] > 1 else 0].detach(), metric)
+        codes = codes.masked_fill(broken[:, None], -1)
+        if mask is not None:
+            codes = codes.masked_fill(_pooled(mask.to(rows.dtype), n) == 0, -1)
+        h = contribution(codes, s, x.shape[1], codebooks, phi_weights, phi_biases, phi_index)
+        if mask is not None:
+            h = h.masked_fill(~mask[..., None], 0)
+        yield s, (rows, codes), (residual, h)
+        residual = residual - h.detach()
+
+
+def decode(codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length: int) -> Tensor:
+    """Codes ``[B, sum(lengths)]`` -> ``[B, length, D]``."""
+    parts = codes.split(list(lengths), dim=1)
+    arguments = codebooks, phi_weights, phi_biases, phi_index
+    return sum(contribution(part, s, length, *arguments) for s, part in enumerate(parts))
+
+
+def decode_scales(codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length: int) -> Tensor:
+    """The reconstruction after each scale: ``[S, B, length, D]``."""
+    parts = codes.split(list(lengths), dim=1)
+    arguments = codebooks, phi_weights, phi_biases, phi_index
+    return torch.stack(list(accumulate(contribution(part, s, length, *arguments) for s, part in enumerate(parts))))
+
+
+def next_scale_inputs(
+    codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length: int
+) -> Tensor:
+    """Teacher-forcing inputs: after each scale but the last, the reconstruction pooled to the next scale's length.
+    ``[B, sum(lengths[1:]), D]``."""
+    scales = decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length)
+    pooled = [area_down(f_hat, n) for f_hat, n in zip(scales, lengths[1:], strict=False)]
+    return torch.cat(pooled, dim=1) if pooled else scales.new_empty(codes.shape[0], 0, scales.shape[-1])
+
+
+def step(
+    f_hat: Tensor, codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scale: int
+) -> tuple[Tensor, Tensor]:
+    """One sampling step: add scale's codes ``[B, lengths[scale]]`` to ``f_hat[B, T, D]`` and pool the sum to the next
+    scale's length, ``[B, lengths[scale + 1], D]`` (no rows after the last scale)."""
+    f_hat = f_hat + contribution(codes, scale, f_hat.shape[1], codebooks, phi_weights, phi_biases, phi_index)
+    if scale + 1 == len(lengths):
+        return f_hat, f_hat[:, :0]
+    return f_hat, area_down(f_hat, lengths[scale + 1])
+
+
+def quantize(
+    x: Tensor, mask: Tensor | None, codebooks, phi_weights, phi_biases, lengths, phi_index, metric,
+    samples: Tensor | None, per_scale: bool, want_statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The training forward: quantized ``[B, T, D]``, codes, commitment loss, and the codebook statistics.
+
+    Each scale adds mse(h, r.detach()) + mse(h.detach(), r) to the loss (mean over scales, True rows and channels). The
+    straight-through estimator is added at every scale (``per_scale``, so x receives S times the gradient) or once.
+
+    Statistics, flat, for ``E = codebooks.shape[0]`` codebooks: hits ``[E, K]``, the sums of the rows that hit each code
+    ``[E, K, D]``, and, where ``samples[E, K]`` (indices into the rows ``[B * lengths[s]]`` of the scale; of scale 0 if
+    the codebook is shared) is given, those rows ``[E, K, D]``. Empty unless asked for.
+    """
+    books, size, dim = codebooks.shape
+    hits, sums = codebooks.new_zeros(books, size), codebooks.new_zeros(books, size, dim)
+    sampled = None if samples is None else torch.empty_like(sums)
+    valid = x.new_ones(x.shape[:2]) if mask is None else mask.to(x.dtype)
+    x = x if mask is None else x.masked_fill(~mask[..., None], 0)
+    count = valid.sum().clamp(min=1) * dim
+    quantized, loss, codes = torch.zeros_like(x), x.new_zeros(()), []
+    levels = _residuals(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    for s, (rows, idx), (residual, h) in levels:
+        codes.append(idx)
+        square = (h - residual.detach()).square() + (h.detach() - residual).square()
+        loss = loss + (square * valid[..., None]).sum() / count / len(lengths)
+        quantized = quantized + (residual + (h - residual).detach() if per_scale else h)
+        if want_statistics:
+            e = s if books > 1 else 0
+            flat, hit = rows.detach().flatten(0, 1), idx.flatten()
+            seen = (hit >= 0).to(x.dtype)
+            hits[e].index_add_(0, hit.clamp(min=0), seen)
+            sums[e].index_add_(0, hit.clamp(min=0), flat * seen[:, None])
+            if sampled is not None and (books > 1 or s == 0):
+                sampled[e] = flat[samples[e]]
+    if not per_scale:
+        quantized = x + (quantized - x).detach()
+    parts = [] if not want_statistics else [hits, sums] if sampled is None else [hits, sums, sampled]
+    statistics = torch.cat([part.flatten() for part in parts]) if parts else x.new_empty(0)
+    return quantized, torch.cat(codes, dim=1), loss, statistics
