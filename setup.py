@@ -1,5 +1,7 @@
-"""Everything but the native code is in ``pyproject.toml``. Installing succeeds without a compiler and without torch;
-``AAR_FORCE_BUILD=1`` makes anything left out an error."""
+"""The native code and the files to install; everything else is in ``pyproject.toml``.
+
+Installing succeeds without a compiler and without torch; ``AAR_FORCE_BUILD=1`` makes that an error.
+"""
 
 import importlib.util
 import sys
@@ -29,12 +31,13 @@ class BuildNative(build_ext):
         record = native.build(output, ROOT / "build" / "native-release")
         print(native.explain(record), file=sys.stderr)
         if record["left_out"] and native.is_forced():
-            raise SystemExit("aar-kernels: AAR_FORCE_BUILD=1 and the above was left out (--no-build-isolation shows torch)")
+            raise SystemExit("aar-kernels: AAR_FORCE_BUILD=1 allows nothing to be left out")
 
 
 setup(
     packages=[*find_packages(include=["aar", "aar.*", "aar_kernels", "aar_kernels.*"]), "aar_kernels.csrc"],
-    package_dir={"aar_kernels.csrc": "csrc"},  # shipped, so that `python -m aar_kernels.build` has its sources
+    # The sources are installed too: `python -m aar_kernels.build` needs them.
+    package_dir={"aar_kernels.csrc": "csrc"},
     package_data={
         "aar": ["py.typed", "demo/clips/*"],
         "aar_kernels": ["py.typed"],

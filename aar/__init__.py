@@ -1,4 +1,4 @@
-"""Scale-level audio tokenizer and acoustic autoregression (arXiv 2408.09027), on the operators of `aar_kernels`."""
+"""Next-scale audio models (arXiv 2408.09027) on the operators of `aar_kernels`: SAT, the tokenizer."""
 
 from .models import SAT, SATConfig
 

@@ -1,7 +1,7 @@
-"""Reads the published SAT checkpoints (arXiv 2408.09027) into this library's modules, by names and shapes alone.
+"""Reads the published SAT checkpoints (arXiv 2408.09027) into this library's modules.
 
-Their layout: weights under `generator_state_dict`, each name behind `module.` where training was distributed; weight
-norm as `weight_g` and `weight_v`; the quantizer under `quantizer.vq`, with one codebook per scale at
+Their layout: weights under `generator_state_dict`, each name behind `module.` where training was distributed;
+weight norm as `weight_g` and `weight_v`; the quantizer under `quantizer.vq`, with one codebook per scale at
 `layers.{s}._codebook` and phi at `quant_resi`.
 """
 
@@ -13,12 +13,13 @@ import re
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import aar_kernels as ak
 
 from .errors import CheckpointError
 from .models import SAT, SATConfig
+from .models.seanet import seanet_decoder, seanet_encoder
 
 __all__ = ["CheckpointError", "quantizer_from_published", "sat_from_published"]
 
@@ -31,22 +32,26 @@ _PHI = {
     "full": re.compile(re.escape(_QUANTIZER) + r"quant_resi\.qresi\.()"),
     "none": re.compile(re.escape(_QUANTIZER) + r"quant_resi\.(\d+)\."),
 }
-_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+_WEIGHT_NORM = {
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}
 
 
 def sat_from_published(source: str | os.PathLike | Mapping[str, Tensor], lengths: Lengths) -> SAT:
-    """Builds the SAT that a published checkpoint holds; every size but the schedule is read off its tensors.
+    """Builds the SAT of a published checkpoint; every size but the schedule is read off its tensors.
 
     Args:
         source: a .pth file, read with `weights_only`, or what it holds.
-        lengths: the schedule, one length per scale, which no tensor tells; published: ScaleSchedule.quadratic(16, 75).
+        lengths: the schedule, one length per scale, which no tensor tells. Published is
+            ScaleSchedule.quadratic(16, 75).
 
     Returns:
         The model on the CPU, in evaluation mode, weight norm as it is stored.
 
     Raises:
-        CheckpointError: not a checkpoint, or one with anything missing, unexpected or misshaped (all are listed), or
-            another number of scales.
+        CheckpointError: not a checkpoint, or one with anything missing, unexpected or misshaped (all are
+            listed), or another number of scales.
         OSError: the file does not exist or may not be read.
     """
     in_memory = isinstance(source, Mapping)
@@ -54,16 +59,13 @@ def sat_from_published(source: str | os.PathLike | Mapping[str, Tensor], lengths
     state = _normalized(source if in_memory else _load(source), name)
     schedule = _schedule(lengths)
     sizes = _quantizer_sizes(state, schedule, name)
-    model = SAT(SATConfig(lengths=schedule.lengths, **sizes, **_seanet_sizes(state, name)))
-    seanet = {
-        _published_name(own): (own, tensor.shape)
-        for own, tensor in model.state_dict().items()
-        if own.startswith(("encoder.", "decoder."))
-    }
+    sizes |= _seanet_sizes(state, name)
+    seanet = {_published_name(own): (own, shape) for own, shape in _seanet_shapes(sizes).items()}
     expected = {key: shape for key, (_, shape) in seanet.items()} | _quantizer_shapes(state, schedule, sizes)
-    CheckpointError.check(name, expected, _shapes(state))
+    CheckpointError.check(name, expected, state)
+    model = SAT(SATConfig(lengths=schedule.lengths, **sizes))
     ours = {own: state[key] for key, (own, _) in seanet.items()}
-    ours |= {f"quantizer.{key}": value for key, value in _quantizer_state(state, schedule, sizes).items()}
+    ours |= {f"quantizer.{key}": value for key, value in _quantizer_state(state, schedule).items()}
     model.load_state_dict(ours)
     return model.eval()
 
@@ -71,39 +73,40 @@ def sat_from_published(source: str | os.PathLike | Mapping[str, Tensor], lengths
 def quantizer_from_published(
     state_dict: Mapping[str, Tensor], lengths: Lengths
 ) -> ak.nn.MultiScaleResidualQuantizer:
-    """Builds the quantizer that a published checkpoint holds; every size but the schedule is read off its tensors.
+    """Builds the quantizer of a published checkpoint; every size but the schedule is read off its tensors.
 
     Args:
-        state_dict: a whole checkpoint, or its quantizer alone, with or without the `quantizer.vq.` prefix. `embed_avg`
-            may be left out: it follows from `embed` and `cluster_size`.
+        state_dict: a whole checkpoint, or its quantizer alone, with or without the `quantizer.vq.` prefix.
+            `embed_avg` may be left out: it follows from `embed` and `cluster_size`.
         lengths: the schedule, one length per scale.
 
     Returns:
         The quantizer on the CPU, in evaluation mode. Phi is shared as the names tell.
 
     Raises:
-        CheckpointError: anything missing, unexpected or misshaped (all are listed), or another number of scales.
+        CheckpointError: anything missing, unexpected or misshaped (all are listed), or another number
+            of scales.
     """
     name = "the checkpoint"
     state = _normalized(state_dict, name)
     state = {key: value for key, value in state.items() if key.startswith("quantizer.")}
     schedule = _schedule(lengths)
     sizes = _quantizer_sizes(state, schedule, name)
-    CheckpointError.check(name, _quantizer_shapes(state, schedule, sizes), _shapes(state))
+    CheckpointError.check(name, _quantizer_shapes(state, schedule, sizes), state)
     quantizer = ak.nn.MultiScaleResidualQuantizer(**sizes, schedule=schedule)
-    quantizer.load_state_dict(_quantizer_state(state, schedule, sizes))
+    quantizer.load_state_dict(_quantizer_state(state, schedule))
     return quantizer.eval()
 
 
 def _load(path: str | os.PathLike) -> Mapping:
-    with open(path, "rb") as file:
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"{path}: not a checkpoint that can be loaded without running code from it: {reason}"
-            ) from None
+    with open(path, "rb"):
+        pass  # a file that cannot be opened has its own errors; those below are about what is in it
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError):
+        raise CheckpointError(
+            f"{path}: damaged, no PyTorch checkpoint, or one of more than tensors, which is not loaded"
+        ) from None
 
 
 def _normalized(state: object, name: str) -> dict[str, Tensor]:
@@ -112,7 +115,9 @@ def _normalized(state: object, name: str) -> dict[str, Tensor]:
         state = state["generator_state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         other = f": it holds {', '.join(map(str, list(state)[:5]))}" if isinstance(state, Mapping) else ""
-        raise CheckpointError(f"{name} is not a SAT checkpoint (generator_state_dict or a table of tensors){other}")
+        raise CheckpointError(
+            f"{name} is not a SAT checkpoint (generator_state_dict or a table of tensors){other}"
+        )
     state = {key.removeprefix("module."): value for key, value in state.items()}
     # A quantizer alone is named as if it were the whole model, so that errors speak of the published names.
     for part in ("layers.", "vq."):
@@ -126,10 +131,6 @@ def _schedule(lengths: Lengths) -> ak.ScaleSchedule:
     return lengths if isinstance(lengths, ak.ScaleSchedule) else ak.ScaleSchedule(lengths)
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in state.items()}
-
-
 def _published_name(own: str) -> str:
     for theirs, ours in _WEIGHT_NORM.items():
         own = own.replace(ours, theirs)
@@ -140,7 +141,9 @@ def _shape_of(state: Mapping[str, Tensor], key: str, rank: int, name: str) -> tu
     """The shape of a tensor that a size is read off."""
     if key not in state or state[key].dim() != rank:
         state_of_it = "missing" if key not in state else f"of shape {tuple(state[key].shape)}"
-        raise CheckpointError(f"{name} is not a SAT checkpoint: {key}, which tells sizes, is {state_of_it}", (key,))
+        raise CheckpointError(
+            f"{name} is not a SAT checkpoint: {key}, which tells sizes, is {state_of_it}", (key,)
+        )
     return tuple(state[key].shape)
 
 
@@ -162,6 +165,16 @@ def _seanet_sizes(state: Mapping[str, Tensor], name: str) -> dict:
     }
 
 
+def _seanet_shapes(sizes: Mapping) -> dict[str, tuple[int, ...]]:
+    """This library's names and shapes of an encoder and a decoder of these sizes, without their memory."""
+    arguments = [sizes[key] for key in ("dim", "n_filters", "ratios", "lstm_layers")]
+    with torch.device("meta"):
+        encoder = seanet_encoder(*arguments, weight_norm=sizes["weight_norm"])
+        decoder = seanet_decoder(*arguments, weight_norm=sizes["weight_norm"])
+    seanet = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+    return {key: tuple(value.shape) for key, value in seanet.state_dict().items()}
+
+
 def _quantizer_sizes(state: Mapping[str, Tensor], schedule: ak.ScaleSchedule, name: str) -> dict:
     size, latent = _shape_of(state, f"{_QUANTIZER}layers.0._codebook.embed", 2, name)
     layer = re.compile(re.escape(_QUANTIZER) + r"layers\.(\d+)\.")
@@ -172,27 +185,31 @@ def _quantizer_sizes(state: Mapping[str, Tensor], schedule: ak.ScaleSchedule, na
             f"give the {scales} lengths that it was trained with"
         )
     projected = any(key.startswith(f"{_QUANTIZER}project_") for key in state)
-    places = _phi_places(state)
     return {
         "dim": _shape_of(state, f"{_QUANTIZER}project_in.weight", 2, name)[1] if projected else latent,
         "latent_dim": latent,
         "codebook_size": size,
-        "phi_kernel_sizes": tuple(_shape_of(state, f"{place}weight", 3, name)[2] for place in places),
-        "phi_sharing": _phi_sharing(state) or "partial",
+        "phi_kernel_sizes": tuple(_kernel_size(state.get(f"{place}weight")) for place in _phi_places(state)),
+        "phi_sharing": _phi_sharing(state),
     }
 
 
-def _phi_sharing(state: Mapping[str, Tensor]) -> str | None:
-    return next((how for how, pattern in _PHI.items() if any(map(pattern.match, state))), None)
+def _kernel_size(weight: Tensor | None) -> int:
+    """Phi's, which is centred and so of odd size: for anything else a size that the check then reports."""
+    return weight.shape[2] | 1 if weight is not None and weight.dim() == 3 else 1
+
+
+def _phi_sharing(state: Mapping[str, Tensor]) -> str:
+    return next((how for how, pattern in _PHI.items() if any(map(pattern.match, state))), "partial")
 
 
 def _phi_places(state: Mapping[str, Tensor]) -> list[str]:
-    """The prefixes of phi's convolutions, in their order."""
-    sharing = _phi_sharing(state)
-    if sharing is None:
-        return []
-    matches = {match[0]: match[1] for key in state if (match := _PHI[sharing].match(key))}
-    return sorted(matches, key=lambda place: int(matches[place] or 0))
+    """The prefixes of phi's convolutions in order, up to the last that the checkpoint has a part of."""
+    matches = [match for key in state if (match := _PHI[_phi_sharing(state)].match(key))]
+    last = max(matches, key=lambda match: int(match[1] or 0), default=None)
+    if last is None or not last[1]:
+        return [last[0]] if last else []
+    return [last[0].replace(f".{last[1]}.", f".{k}.") for k in range(int(last[1]) + 1)]
 
 
 def _quantizer_shapes(
@@ -212,13 +229,13 @@ def _quantizer_shapes(
             shapes[f"{codebook}embed_avg"] = (size, latent)
     for place, kernel in zip(_phi_places(state), sizes["phi_kernel_sizes"], strict=True):
         shapes |= {f"{place}weight": (latent, latent, kernel), f"{place}bias": (latent,)}
-    if dim != latent or f"{_QUANTIZER}project_in.weight" in state:
+    if dim != latent:
         shapes |= {f"{_QUANTIZER}project_in.weight": (latent, dim), f"{_QUANTIZER}project_in.bias": (latent,)}
         shapes |= {f"{_QUANTIZER}project_out.weight": (dim, latent), f"{_QUANTIZER}project_out.bias": (dim,)}
     return shapes
 
 
-def _quantizer_state(state: Mapping[str, Tensor], schedule: ak.ScaleSchedule, sizes: Mapping) -> dict[str, Tensor]:
+def _quantizer_state(state: Mapping[str, Tensor], schedule: ak.ScaleSchedule) -> dict[str, Tensor]:
     """A checked published quantizer under this library's names."""
     codebooks = [f"{_QUANTIZER}layers.{s}._codebook." for s in range(schedule.num_scales)]
     embed = [state[f"{book}embed"] for book in codebooks]
@@ -235,5 +252,7 @@ def _quantizer_state(state: Mapping[str, Tensor], schedule: ak.ScaleSchedule, si
     for k, place in enumerate(_phi_places(state)):
         ours |= {f"phi.{k}.{part}": state[f"{place}{part}"] for part in ("weight", "bias")}
     projection = f"{_QUANTIZER}project_"
-    ours |= {key.removeprefix(_QUANTIZER): value for key, value in state.items() if key.startswith(projection)}
+    ours |= {
+        key.removeprefix(_QUANTIZER): value for key, value in state.items() if key.startswith(projection)
+    }
     return ours

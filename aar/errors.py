@@ -1,6 +1,10 @@
-"""What can be wrong with files that users hand to `aar`. The command line turns these into one line and exit code 2."""
+"""What can be wrong with the files that users hand to `aar`; one line and exit code 2 on the command line."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 __all__ = ["AarError", "AudioError", "CheckpointError", "TokenFileError"]
 
@@ -33,25 +37,29 @@ class CheckpointError(AarError):
         unexpected: tuple[str, ...] = (),
         misshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
     ):
-        self.missing, self.unexpected, self.misshaped = tuple(missing), tuple(unexpected), dict(misshaped or {})
+        self.missing, self.unexpected, self.misshaped = (
+            tuple(missing),
+            tuple(unexpected),
+            dict(misshaped or {}),
+        )
         details = [f"  missing     {name}" for name in self.missing]
         details += [f"  unexpected  {name}" for name in self.unexpected]
         details += [f"  misshaped   {name}: needs {a}, has {b}" for name, (a, b) in self.misshaped.items()]
         super().__init__("\n".join([message, *details]))
 
     @classmethod
-    def check(
-        cls, source: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-    ) -> None:
-        """Raises one error that names every difference between two tables of name -> shape, if there is any."""
+    def check(cls, source: str, expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> None:
+        """Raises one error that names every difference between shapes that are needed and tensors at hand."""
         missing = tuple(name for name in expected if name not in found)
         unexpected = tuple(name for name in found if name not in expected)
         misshaped = {
-            name: (tuple(shape), tuple(found[name]))
+            name: (tuple(shape), tuple(found[name].shape))
             for name, shape in expected.items()
-            if name in found and tuple(found[name]) != tuple(shape)
+            if name in found and tuple(found[name].shape) != tuple(shape)
         }
         counts = {"missing": missing, "unexpected": unexpected, "misshaped": tuple(misshaped)}
-        summary = ", ".join(f"{len(names)} {kind} (first: {names[0]})" for kind, names in counts.items() if names)
+        summary = ", ".join(
+            f"{len(names)} {kind} (first: {names[0]})" for kind, names in counts.items() if names
+        )
         if summary:
             raise cls(f"{source} does not fit the model: {summary}", missing, unexpected, misshaped)

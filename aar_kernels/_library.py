@@ -1,4 +1,4 @@
-"""The native operators: where their library lies, or why there is none. Importing this never fails."""
+"""The native ``library`` of operators: where it lies, or why there is none. Asking never fails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def record(directory: Path = PACKAGE) -> dict:
 
 
 def cache_directory() -> Path:
-    """Where a build goes if the package cannot be written: one place per release of ours, torch and architecture."""
+    """Where a build goes if the package is read-only; each source, torch and architecture has its own."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     try:
         torch = ".".join(importlib.metadata.version("torch").split(".")[:2])
@@ -46,7 +46,7 @@ def cache_directory() -> Path:
 
 
 def _directories() -> list[Path]:
-    """Where to look. ``AAR_KERNELS_LIBRARY_DIR`` is for tests of another build, which no other library replaces."""
+    """Where to look. ``AAR_KERNELS_LIBRARY_DIR`` is for tests of another build: there is no fallback."""
     if chosen := os.environ.get("AAR_KERNELS_LIBRARY_DIR"):
         return [Path(chosen)]
     try:
@@ -60,7 +60,7 @@ def _load(directories: list[Path]) -> Library:
     for path in (directory / NAME for directory in directories):
         if path.is_file():
             try:
-                import torch  # here, since a torch that cannot be imported is a reason too
+                import torch
 
                 torch.ops.load_library(path)
                 return Library(path, None)
@@ -75,4 +75,11 @@ directories = _directories()
 # So that `aar_kernels._numpy` is imported from there like any other module of the package.
 _path = sys.modules[__package__].__path__
 _path[:] = dict.fromkeys([str(path) for path in directories if path.is_dir()] + list(_path))
-library = _load(directories)
+
+
+def __getattr__(name: str) -> Library:
+    # `library` is loaded when first asked for: torch takes seconds, and the NumPy functions do without it.
+    if name != "library":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()["library"] = _load(directories)
+    return found

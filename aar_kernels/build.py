@@ -1,10 +1,11 @@
 """Build the native code: ``python -m aar_kernels.build``, and the same from ``setup.py``.
 
-Two libraries come out of one set of kernels. ``_native_torch`` holds the operators: it is written against the LibTorch
-stable ABI, so that one build serves every later torch and every Python. ``_numpy`` is a pybind11 module: the kernels
-over NumPy buffers. What was built, and why the rest was not, is kept beside them in ``_build_info.json``.
+Two libraries come out of one set of kernels. ``_native_torch`` holds the operators: it is written against the
+LibTorch stable ABI, so that one build serves every later torch and every Python. ``_numpy`` is a pybind11
+module: the kernels over NumPy buffers. What was built, and why the rest was not, is in ``_build_info.json``.
 
-``setup.py`` loads this file by its path, where neither torch nor the package can be imported: standard library only.
+``setup.py`` loads this file by its path where neither torch nor the package can be imported: so it needs
+nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -27,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-SOURCES = PACKAGE / "csrc" if (PACKAGE / "csrc").is_dir() else PACKAGE.parent / "csrc"  # installed, or a checkout
+IS_INSTALLED = (PACKAGE / "csrc").is_dir()  # in a checkout the sources lie beside the package
+SOURCES = (PACKAGE if IS_INSTALLED else PACKAGE.parent) / "csrc"
 RECORD = "_build_info.json"
 COMMAND = "python -m aar_kernels.build"
 TARGETS = {
@@ -35,22 +38,21 @@ TARGETS = {
     "_numpy": "_numpy" + sysconfig.get_config_var("EXT_SUFFIX"),
 }
 
-# Never -march=native: the library must run on any machine of this architecture, and cpuid picks a level at run time.
-# Contraction is off so that all levels and compilers round alike; the kernels ask for fused multiply-add by name.
-FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-FLAGS += ["-pthread", "-Wall", "-Wextra"]
+# Never -march=native: the library must run on any machine of this architecture, where cpuid picks a level.
+# No contraction, so that all levels and compilers round alike: kernels ask for fused multiply-add by name.
+FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 RELEASE = ["-O3", "-DNDEBUG"]
 
-# Instruction set of a source by the end of its name, "portable" where it names none. The order matters: see `_steps`.
-ISA_FLAGS = {
-    "portable": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma"]
-    + ["-mprefer-vector-width=512"],
-}
+# Instruction set of a source by the end of its name, else "portable". The order is that of linking.
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
+AVX512 += ["-mprefer-vector-width=512"]
+ISA_FLAGS = {"portable": [], "avx2": AVX2, "avx512": AVX512}
 
 MIN_TORCH = (2, 10)  # the first release whose stable ABI has all that the bindings use
 BYTES_PER_JOB = 1 << 30
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # what a container may use of the machine's memory
 
 
 class LeftOut(Exception):
@@ -88,22 +90,21 @@ def build(output: Path, work: Path, sanitize: str | None = None) -> dict:
             "torch": _torch_version(),
             "python": platform.python_version(),
         }
-        steps, goals = [], []
-        for target in TARGETS:
+        steps, goals = [], {}
+        for target, library in TARGETS.items():
             try:
                 steps += _steps(target, work, [*compiler, *FLAGS, *mode])
-                goals.append(target)
+                goals[target] = work / library
             except LeftOut as reason:
                 record["left_out"][target] = str(reason)
-        steps = list({step.output: step for step in steps}.values())  # the targets share the kernels' objects
-        for target in goals:
-            log = _run(steps, work / TARGETS[target], work)
-            if log is None:
-                _replace(work / TARGETS[target], output / TARGETS[target])
-                record["built"][target] = TARGETS[target]
+        failures = _make(steps, list(goals.values()), work)
+        for target, library in goals.items():
+            if library in failures:
+                print(failures[library], file=sys.stderr)
+                record["left_out"][target] = f"compiling it failed: {_first_error(failures[library])}"
             else:
-                print(log, file=sys.stderr)
-                record["left_out"][target] = f"compiling it failed: {_first_error(log)}"
+                _replace(library, output / library.name)
+                record["built"][target] = library.name
     (output / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     return record
 
@@ -121,7 +122,7 @@ def explain(record: dict) -> str:
     lines = [f"aar-kernels: built {target}" for target in record["built"]]
     lines += [f"aar-kernels: left out {target}: {reason}" for target, reason in record["left_out"].items()]
     if record["left_out"]:
-        lines.append(f"aar-kernels: slower backends replace the operators; to build what is missing: {COMMAND}")
+        lines.append(f"aar-kernels: slower backends stand in. To build what is missing: {COMMAND}")
     return "\n".join(lines)
 
 
@@ -130,13 +131,13 @@ def is_forced() -> bool:
     return os.environ.get("AAR_FORCE_BUILD") == "1"
 
 
-# ------------------------------------------------------------------------------------------------ what to compile
+# ---- what to compile ----
 
 
 def _kernels() -> list[Path]:
-    levels = list(ISA_FLAGS)
-    sources = sorted((SOURCES / "cpu").glob("*.cpp"), key=lambda source: (levels.index(_isa(source)), source.name))
-    return [source for source in sources if _is_x86() or _isa(source) == "portable"]
+    levels = list(ISA_FLAGS if _is_x86() else ["portable"])
+    sources = sorted(source for source in (SOURCES / "cpu").glob("*.cpp") if _isa(source) in levels)
+    return sorted(sources, key=lambda source: levels.index(_isa(source)))
 
 
 def _isa(source: Path) -> str:
@@ -155,8 +156,8 @@ def _steps(target: str, work: Path, compiler: list[str]) -> list[Step]:
     name = target.rpartition("_")[2]
     steps = [_compile(SOURCES / "bindings" / f"{name}.cpp", work, [*compiler, *binding])]
     steps += [_compile(source, work, [*compiler, *ISA_FLAGS[_isa(source)]]) for source in _kernels()]
-    # An inline function of a header is compiled into many objects and the linker keeps the first it meets. The
-    # bindings and portable kernels come first, so that no AVX-512 copy of, say, std::vector runs on an older processor.
+    # An inline function of a header is compiled into many objects, and the linker keeps the first it meets:
+    # portable ones come first, so that no AVX-512 copy of, say, std::vector ends a process on an older CPU.
     objects = [step.output for step in steps]
     library = work / TARGETS[target]
     command = [*compiler, "-shared", *map(str, objects), *link, "-o", str(library)]
@@ -170,7 +171,7 @@ def _compile(source: Path, work: Path, command: list[str]) -> Step:
 
 
 def _torch_binding() -> tuple[list[str], list[str]]:
-    """Flags to compile and to link ``_native_torch``. torch is found, not imported: that would take seconds."""
+    """Flags to compile and to link ``_native_torch``. Only find torch: importing it would take seconds."""
     root, version = _find("torch"), _torch_version()
     if root is None or version is None:
         raise LeftOut("torch is not visible to this build (pip's build isolation hides an installed one)")
@@ -190,7 +191,8 @@ def _numpy_binding() -> tuple[list[str], list[str]]:
     python = Path(sysconfig.get_path("include"))
     if not (python / "Python.h").is_file():
         raise LeftOut(f"Python.h is not in {python} (Debian, Ubuntu: sudo apt install python3-dev)")
-    includes = [root / "include" for root in map(_find, ("pybind11", "torch")) if root]  # torch carries a copy
+    # torch carries a copy, so that building after installation needs no further package.
+    includes = [root / "include" for root in map(_find, ("pybind11", "torch")) if root]
     pybind11 = next((path for path in includes if (path / "pybind11/numpy.h").is_file()), None)
     if pybind11 is None:
         raise LeftOut("pybind11 is not installed (pip install pybind11)")
@@ -209,7 +211,7 @@ def _torch_version() -> str | None:
         return None
 
 
-# ------------------------------------------------------------------------------------------------------ running it
+# ---- compiling it ----
 
 
 def _find_compiler() -> tuple[list[str], str]:
@@ -220,8 +222,7 @@ def _find_compiler() -> tuple[list[str], str]:
     command = chosen or [path for path in map(shutil.which, ("c++", "g++", "clang++")) if path][:1]
     if not command:
         raise LeftOut("no C++ compiler was found (Debian, Ubuntu: sudo apt install g++; or set CXX)")
-    levels = ISA_FLAGS.values() if _is_x86() else []
-    probe = [*command, *FLAGS, *(flag for flags in levels for flag in flags), "-fsyntax-only", "-x", "c++", "-"]
+    probe = [*command, *FLAGS, *(AVX512 if _is_x86() else []), "-fsyntax-only", "-x", "c++", "-"]
     try:
         subprocess.run(probe, input="#include <vector>\n", check=True, capture_output=True, text=True)
         version = subprocess.run([*command, "--version"], check=True, capture_output=True, text=True).stdout
@@ -235,28 +236,42 @@ def _find_compiler() -> tuple[list[str], str]:
 
 def _first_error(log: str) -> str:
     lines = log.strip().splitlines()
-    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
+    telling = (line for line in lines if re.search(r"error:|undefined (reference|symbol)", line))
+    return next(telling, lines[-1] if lines else "").strip()
 
 
 def _jobs() -> int:
-    """Compilers at once: one that runs out of memory takes the machine with it, so memory bounds MAX_JOBS too."""
+    """Compilers at once. Running out of memory takes the machine with it, so memory bounds MAX_JOBS too."""
     wanted = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")  # what a container may use of it
-    if limit.is_file() and limit.read_text().strip().isdigit():
-        memory = min(memory, int(limit.read_text()))
+    if CGROUP_LIMIT.is_file() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
+        memory = min(memory, int(limit))
     return max(1, min(wanted, memory // BYTES_PER_JOB))
 
 
-def _run(steps: list[Step], goal: Path, work: Path) -> str | None:
-    """Bring ``goal`` up to date; the compiler's output if that fails."""
+def _make(steps: list[Step], goals: list[Path], work: Path) -> dict[Path, str]:
+    """Bring each goal up to date whatever becomes of the others; what was said of those that failed."""
+    step_of = {step.output: step for step in steps}
     ninja = _find_ninja()
-    if ninja is None:
-        return _run_without_ninja(steps, goal)
-    (work / "build.ninja").write_text(_ninja_file(steps))
-    command = [ninja, "-C", str(work), "-j", str(_jobs()), str(goal)]
+    if ninja:
+        (work / "build.ninja").write_text(_ninja_file(list(step_of.values())))
+        said = {goal: _call([ninja, "-C", str(work), "-j", str(_jobs()), str(goal)]) for goal in goals}
+    else:
+        objects = [output for output in step_of if output not in goals]
+        with ThreadPoolExecutor(_jobs()) as pool:
+            running = {path: pool.submit(_call, step_of[path].command) for path in objects}
+        errors = {path: call.result() for path, call in running.items()}
+        said = {}
+        for goal in goals:
+            failed = [errors[path] for path in step_of[goal].inputs if errors[path]]
+            said[goal] = "\n".join(failed) or _call(step_of[goal].command)
+    return {goal: text for goal, text in said.items() if text}
+
+
+def _call(command: list[str]) -> str:
+    """Nothing, or what the command printed if it failed."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return done.stdout if done.returncode else None
+    return (done.stdout or f"exit status {done.returncode}") if done.returncode else ""
 
 
 def _find_ninja() -> str | None:
@@ -269,27 +284,13 @@ def _ninja_file(steps: list[Step]) -> str:
     def path(value: Path) -> str:
         return str(value).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
-    lines = ["rule compile", "  command = $run", "  depfile = $out.d", "  deps = gcc"]
-    lines += ["rule link", "  command = $run"]
+    lines = ["rule compile", "  command = $run", "  description = $in", "  depfile = $out.d", "  deps = gcc"]
+    lines += ["rule link", "  command = $run", "  description = $out"]
     for step in steps:
         rule = "compile" if step.output.suffix == ".o" else "link"
         lines.append(f"build {path(step.output)}: {rule} {' '.join(map(path, step.inputs))}")
         lines.append("  run = " + shlex.join(step.command).replace("$", "$$"))
     return "\n".join(lines) + "\n"
-
-
-def _run_without_ninja(steps: list[Step], goal: Path) -> str | None:
-    def run(step: Step) -> subprocess.CompletedProcess:
-        return subprocess.run(step.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    link = next(step for step in steps if step.output == goal)
-    with ThreadPoolExecutor(_jobs()) as pool:
-        results = list(pool.map(run, [step for step in steps if step.output in link.inputs]))
-    failed = [done.stdout for done in results if done.returncode]
-    if not failed:
-        done = run(link)
-        failed = [done.stdout] if done.returncode else []
-    return "\n".join(failed) or None
 
 
 def _replace(built: Path, destination: Path) -> None:
@@ -300,22 +301,21 @@ def _replace(built: Path, destination: Path) -> None:
     os.replace(beside.name, destination)
 
 
-# ------------------------------------------------------------------------------------------------- the command line
+# ---- the command line ----
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Build the native code against the installed torch.")
-    parser.add_argument("--output", type=Path, help="directory for the libraries (default: the package, or a cache)")
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Build the native code for this torch.")
+    parser.add_argument("--output", type=Path, help="where to put it (default: the package, or a cache)")
     parser.add_argument("--sanitize", metavar="LIST", help="such as address,undefined; needs --output")
     options = parser.parse_args(arguments)
     if options.sanitize and not options.output:
         parser.error("--sanitize needs --output: a sanitized library does not belong into the package")
 
     output = options.output or _default_output()
-    checkout = SOURCES.parent != PACKAGE
     with tempfile.TemporaryDirectory() as temporary:
-        work = PACKAGE.parent / "build" / f"native-{options.sanitize or 'release'}" if checkout else Path(temporary)
-        record = build(output, work, options.sanitize)
+        root = Path(temporary) if IS_INSTALLED else PACKAGE.parent / "build"
+        record = build(output, root / f"native-{options.sanitize or 'release'}", options.sanitize)
     print(f"{explain(record)}\naar-kernels: in {output}")
     return 1 if "_native_torch" in record["left_out"] or (record["left_out"] and is_forced()) else 0
 

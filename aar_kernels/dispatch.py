@@ -83,13 +83,10 @@ def select(operator: str, *tensors: torch.Tensor | None, backend: str | None = N
 
 # Constant under torch.compile: everything it depends on is an argument, so a change makes a new guard.
 @torch.compiler.assume_constant_result
-def _select(operator: str, forced: str | None, device: str, dtype: torch.dtype, grad: bool, deterministic: bool) -> str:
-    return _select_cached(forced, Problem(operator, device, dtype, grad, deterministic))
-
-
 @functools.lru_cache(maxsize=None)
-def _select_cached(forced: str | None, problem: Problem) -> str:
+def _select(operator: str, forced: str | None, device: str, dtype: torch.dtype, grad: bool, deterministic: bool) -> str:
     _check_name(forced)
+    problem = Problem(operator, device, dtype, grad, deterministic)
     reasons = {}
     for name in BACKENDS:
         reason = _reason(name, problem)
@@ -101,6 +98,7 @@ def _select_cached(forced: str | None, problem: Problem) -> str:
     raise BackendError(f"backend {forced!r} cannot run {problem}:{listing}")
 
 
+@functools.lru_cache(maxsize=None)
 def module(operator: str, backend: str) -> ModuleType:
     """The module that implements ``operator`` on ``backend``."""
     return importlib.import_module(f"{_OPERATORS[operator]}.{backend}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -16,6 +17,9 @@ DISTRIBUTIONS = ("aar-kernels", "torch", "triton", "numpy", "einops", "flash-att
 
 def collect() -> dict:
     """Everything that the command prints, as plain data."""
+    # Operators register themselves when they are imported, and the package waits to be asked.
+    for ops in _library.PACKAGE.glob("*/ops.py"):
+        importlib.import_module(f"aar_kernels.{ops.parent.name}.ops")
     library = _library.library
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}},
@@ -46,7 +50,7 @@ def _build_record() -> dict:
     """The note of the build that is in use, and whether the sources have changed since."""
     library = _library.library
     record = _library.record(library.path.parent if library.path else _library.directories[0])
-    return record and record | {"stale": record["source_hash"] != build.source_hash()}
+    return record and record | {"stale": record.get("source_hash") != build.source_hash()}
 
 
 def _instruction_sets() -> str | None:
@@ -54,7 +58,7 @@ def _instruction_sets() -> str | None:
         return None
     if not hasattr(torch.ops.aar_native, "isa_report"):
         return f"unknown, the library is older than this package: {build.COMMAND}"
-    return torch.ops.aar_native.isa_report()
+    return torch.ops.aar_native.isa_report().replace(";", "; ")
 
 
 def _numpy_module() -> str:
@@ -81,24 +85,30 @@ def render(info: dict) -> str:
             "flags": " ".join(record.get("flags", [])),
             "levels": ", ".join(record.get("isa_levels", [])),
             "torch": record.get("torch"),
-            "sources": f"changed since this build: {build.COMMAND}" if record.get("stale") else "as built",
+            "sources": record.get("built") and _freshness(record),
             **{f"left out {target}": reason for target, reason in record.get("left_out", {}).items()},
         },
         **{
-            operator: {backend: f"no: {reason}" if reason else "yes" for backend, reason in backends.items()}
-            for operator, backends in info["operators"].items()
+            f"operator {name}": {
+                key: f"no: {reason}" if reason else "yes" for key, reason in backends.items()
+            }
+            for name, backends in info["operators"].items()
         },
     }
     blocks = []
     for title, entries in sections.items():
         width = max(map(len, entries))
-        lines = [f"  {name:<{width}}  {value}" for name, value in entries.items() if value not in (None, "")]
+        lines = [f"  {name:<{width}}  {value}" for name, value in entries.items() if value]
         blocks.append("\n".join([title, *lines]))
     return "\n\n".join(blocks)
 
 
+def _freshness(record: dict) -> str:
+    return f"changed since this build: {build.COMMAND}" if record["stale"] else "as built"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m aar_kernels.info", description="Say what can run here, and why not.")
+    parser = argparse.ArgumentParser(prog="python -m aar_kernels.info", description="What can run here.")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     info = collect()
     print(json.dumps(info, indent=2) if parser.parse_args().json else render(info))

@@ -1,9 +1,12 @@
-"""Recordings: read at any rate and channel count into mono at the model's rate, written whole or not at all."""
+"""Recordings: read at any rate and channel count as mono at the model's rate; written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -14,7 +17,7 @@ from torch import Tensor
 from ..atomic import replacing
 from ..errors import AudioError
 
-__all__ = ["AUDIO_SUFFIXES", "read_audio", "write_audio"]
+__all__ = ["AUDIO_SUFFIXES", "AudioInfo", "audio_info", "check_suffix", "read_audio", "write_audio"]
 
 # suffix -> libsndfile's container and encoding. Reading goes by content, so these bind only what is written.
 _FORMATS = {
@@ -30,20 +33,25 @@ AUDIO_SUFFIXES = tuple(_FORMATS)
 _SAMPLES_PER_WRITE = 1 << 16
 
 
+class AudioInfo(NamedTuple):
+    """Sample rate in Hz, channels, samples per channel, and libsndfile's name of the format."""
+
+    sample_rate: int
+    channels: int
+    num_samples: int
+    format: str
+
+
 def read_audio(path: str | os.PathLike, sample_rate: int = 24000) -> Tensor:
-    """Reads wav, flac, ogg, mp3 or opus: the mean of all channels at `sample_rate`, [N] float32, N at least 1.
+    """Reads wav, flac, ogg, mp3 or opus: the mean of all channels at `sample_rate`, [N >= 1] float32.
 
     Raises:
-        AudioError: not a recording, empty, shorter than one sample at `sample_rate`, or with NaN or infinite samples.
+        AudioError: not a recording, empty, shorter than one sample at `sample_rate`, or with NaN or infinite
+            samples.
         OSError: the file does not exist or may not be read.
     """
-    # Opened here and not by libsndfile, which says "System error" for a missing file.
-    with open(path, "rb") as file:
-        try:
-            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, TypeError) as error:
-            reason = getattr(error, "error_string", error)
-            raise AudioError(f"{path}: not audio that can be read ({', '.join(AUDIO_SUFFIXES)}): {reason}") from None
+    with _opened(path) as file:
+        samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     if not len(samples):
         raise AudioError(f"{path}: the recording is empty")
     if not np.isfinite(samples).all():
@@ -56,11 +64,22 @@ def read_audio(path: str | os.PathLike, sample_rate: int = 24000) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(mono))
 
 
-def write_audio(path: str | os.PathLike, samples: Tensor, sample_rate: int = 24000) -> None:
-    """Writes [N] floating-point samples, clipped to -1..1, in the format that the suffix names; whole or not at all.
+def audio_info(path: str | os.PathLike) -> AudioInfo:
+    """Reads the head of a recording.
 
     Raises:
-        AudioError: a suffix that names no known format, or NaN samples.
+        AudioError: not a recording.
+        OSError: the file does not exist or may not be read.
+    """
+    with _opened(path) as file:
+        return AudioInfo(file.samplerate, file.channels, file.frames, f"{file.format} {file.subtype}")
+
+
+def write_audio(path: str | os.PathLike, samples: Tensor, sample_rate: int = 24000) -> None:
+    """Writes [N] floating-point samples, clipped to -1..1, in the format that the suffix names.
+
+    Raises:
+        AudioError: a suffix that names no known format, NaN samples, or a rate that the format does not know.
         ValueError: not one-dimensional.
         OSError: the file cannot be written.
     """
@@ -72,9 +91,28 @@ def write_audio(path: str | os.PathLike, samples: Tensor, sample_rate: int = 240
         raise AudioError(f"{path}: refusing to write NaN or infinite samples")
     values = samples.detach().float().clamp(-1, 1).cpu().numpy()
     with replacing(path) as beside:
-        with soundfile.SoundFile(beside, "w", sample_rate, 1, encoding, format=container) as file:
-            for start in range(0, len(values), _SAMPLES_PER_WRITE):
-                file.write(values[start : start + _SAMPLES_PER_WRITE])
+        # libsndfile says "System error" where this raises the true reason.
+        beside.touch()
+        try:
+            with soundfile.SoundFile(beside, "w", sample_rate, 1, encoding, format=container) as file:
+                for start in range(0, len(values), _SAMPLES_PER_WRITE):
+                    file.write(values[start : start + _SAMPLES_PER_WRITE])
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{path}: cannot be written at {sample_rate} Hz: {error.error_string}") from None
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
+    # Opened here and not by libsndfile, which says "System error" for a missing file.
+    with open(path, "rb") as binary:
+        try:
+            with soundfile.SoundFile(binary) as file:
+                yield file
+        except (soundfile.LibsndfileError, TypeError) as error:
+            reason = getattr(error, "error_string", error)
+            raise AudioError(
+                f"{path}: not audio that can be read ({', '.join(AUDIO_SUFFIXES)}): {reason}"
+            ) from None
 
 
 def check_suffix(path: Path) -> tuple[str, str]:

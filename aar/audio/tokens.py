@@ -3,13 +3,13 @@ r"""The token file: the codes of one recording and what it takes to decode them,
 Layout, integers little-endian:
 
     offset  size
-    0       8     magic 89 41 41 52 0D 0A 1A 0A ("\x89AAR\r\n\x1a\n": a transfer in text mode breaks it visibly)
+    0       8     magic 89 41 41 52 0D 0A 1A 0A (as in PNG: a transfer in text mode damages it visibly)
     8       2     version, 1
     10      4     H, length of the header
     14      H     header: UTF-8 JSON with `lengths`, `codebook_size`, `windows`, `sample_rate`, `num_samples`,
                   `overlap` (seconds that neighbouring windows share), `model` (SAT.fingerprint)
-    14+H    P     codes, window by window, each as ceil(log2(codebook_size)) bits, most significant first; the last byte
-                  is filled with zeros
+    14+H    P     codes, window by window, each as ceil(log2(codebook_size)) bits, most significant first;
+                  the last byte is filled with zeros
     14+H+P  4     CRC-32 (zlib) of everything before
 """
 
@@ -73,7 +73,9 @@ class Tokens:
         if not math.isfinite(self.overlap) or self.overlap < 0:
             raise TokenFileError(f"tokens with an impossible overlap: {self.overlap}")
         if self.codes.dim() != 2 or self.codes.shape[1] != sum(self.lengths) or not len(self.codes):
-            raise TokenFileError(f"codes must be [windows, {sum(self.lengths)}], got {list(self.codes.shape)}")
+            raise TokenFileError(
+                f"codes must be [windows, {sum(self.lengths)}], got {list(self.codes.shape)}"
+            )
         if self.codes.min() < 0 or self.codes.max() >= self.codebook_size:
             raise TokenFileError(f"codes outside 0..{self.codebook_size - 1}")
 
@@ -113,7 +115,9 @@ def load_tokens(path: str | os.PathLike) -> Tokens:
         raise TokenFileError(f"{path}: the token file is truncated; encode the recording again")
     _, version, header_size = _PREFIX.unpack_from(content)
     if version != _VERSION:
-        raise TokenFileError(f"{path}: token file version {version}, but this program reads version {_VERSION}")
+        raise TokenFileError(
+            f"{path}: token file version {version}, but this program reads version {_VERSION}"
+        )
     body, checksum = content[: -_CHECKSUM.size], content[-_CHECKSUM.size :]
     if _CHECKSUM.pack(zlib.crc32(body)) != checksum:
         raise TokenFileError(f"{path}: the token file is truncated or corrupt; encode the recording again")

@@ -24,7 +24,8 @@ def palette() -> bytes:
     anchors = torch.tensor(COLOURS, dtype=torch.float32)
     position = torch.linspace(0, len(COLOURS) - 1, 256)
     low = position.floor().clamp(max=len(COLOURS) - 2).long()
-    return torch.lerp(anchors[low], anchors[low + 1], (position - low)[:, None]).round().byte().numpy().tobytes()
+    colours = torch.lerp(anchors[low], anchors[low + 1], (position - low)[:, None])
+    return colours.round().byte().numpy().tobytes()
 
 
 def write_png(path: Path, pixels: Tensor) -> None:
@@ -48,7 +49,7 @@ class SpectrogramPainter:
         self.spectrogram = LogMelSpectrogram(1024, 128, n_mels=96, sample_rate=sample_rate, floor=1e-9)
 
     def loudest(self, wave: Tensor) -> float:
-        """The value that `paint` shall show brightest: one for all versions of a clip, so that they compare."""
+        """The value that `paint` shows brightest: one for all versions of a clip, so that they compare."""
         return self.spectrogram(wave).max().item()
 
     def paint(self, path: Path, wave: Tensor, loudest: float) -> None:

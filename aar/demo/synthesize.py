@@ -1,4 +1,4 @@
-"""Music-like clips of the demo, computed from formulas alone: free of any licence question and the same everywhere.
+"""Music-like clips of the demo, computed from formulas alone: no licence to ask for, and the same everywhere.
 
     python -m aar.demo.synthesize DIR      # writes DIR/music_*.flac, as committed in aar/demo/clips
 
@@ -28,7 +28,7 @@ def times(seconds: float) -> np.ndarray:
 
 
 def mix(events: list[tuple[float, np.ndarray]], seconds: float) -> np.ndarray:
-    """Sum of waves, each starting at its time in seconds; what lies beyond the end is cut with a short fade."""
+    """Sum of waves, each from its time in seconds on; what lies beyond the end is cut with a short fade."""
     out = np.zeros(round(seconds * SAMPLE_RATE))
     for start, wave in events:
         first = round(start * SAMPLE_RATE)
@@ -42,8 +42,7 @@ def mix(events: list[tuple[float, np.ndarray]], seconds: float) -> np.ndarray:
 def plucked_string(midi: float, seconds: float, seed: int, damping: float = 0.996) -> np.ndarray:
     """Karplus and Strong (1983): a burst of noise circulates through a delay line with a two-point mean.
 
-    The mean delays by half a sample, so a line of round(rate/f - 0.5) samples sounds at f to within half a sample
-    of period.
+    The mean delays by half a sample, which the length of the line allows for.
     """
     period = round(SAMPLE_RATE / pitch(midi) - 0.5)
     line = np.random.default_rng(seed).uniform(-1.0, 1.0, period)
@@ -55,7 +54,7 @@ def plucked_string(midi: float, seconds: float, seed: int, damping: float = 0.99
 
 
 def fm_bell(midi: float, seconds: float, ratio: float = 1.4, index: float = 6.0) -> np.ndarray:
-    """Chowning (1973): an inharmonic carrier to modulator ratio, with index and loudness decaying together."""
+    """Chowning (1973): an inharmonic modulator, whose index decays together with the loudness."""
     t, frequency = times(seconds), pitch(midi)
     envelope = np.exp(-2.2 * t)
     modulator = index * envelope * np.sin(2 * np.pi * frequency * ratio * t)
@@ -63,7 +62,7 @@ def fm_bell(midi: float, seconds: float, ratio: float = 1.4, index: float = 6.0)
 
 
 def pad_note(midi: float, seconds: float, partials: int = 12) -> np.ndarray:
-    """Three detuned band-limited saw waves whose upper partials open slowly; a quarter second to rise and to fall."""
+    """Three detuned band-limited saw waves whose upper partials open slowly and close again."""
     t = times(seconds)
     wave = np.zeros_like(t)
     for detune in (-0.06, 0.0, 0.07):

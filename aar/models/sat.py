@@ -1,4 +1,4 @@
-"""SAT, the scale-level audio tokenizer: wave -> SEANet encoder -> multi-scale residual quantizer -> SEANet decoder.
+"""SAT, the scale-level audio tokenizer: SEANet encoder, multi-scale residual quantizer, SEANet decoder.
 
 Source: arXiv 2408.09027, section 3.1.
 """
@@ -28,7 +28,7 @@ from .windows import Windows
 
 __all__ = ["SAT", "SATConfig"]
 
-# Bounds the memory of a long recording: a published-size window needs about 40 MB of activations.
+# Bounds the memory of a long recording: a window of the published size takes about 25 MB of activations.
 WINDOWS_PER_BATCH = 8
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -36,12 +36,12 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 @dataclass(frozen=True)
 class SATConfig:
-    """Sizes of a SAT. The defaults are the published model of latent 64 (21.6 M parameters, 455 tokens a second).
+    """Sizes of a SAT. The defaults are the published model of latent 64: 21.6 M parameters, 455 tokens/s.
 
     Attributes:
         sample_rate: of the waves, in Hz.
         n_filters: channels of the first encoder convolution; they double at each ratio.
-        ratios: strides of the decoder, first to last. Their product is the number of samples per latent frame.
+        ratios: strides of the decoder, first to last; their product is the samples per latent frame.
         lstm_layers: layers of each of the two LSTMs.
         dim: channels of the encoder's output.
         latent_dim: channels in which codes are searched; without a projection where it equals dim.
@@ -52,10 +52,10 @@ class SATConfig:
         shared_codebook: one codebook for all scales.
         metric: "euclidean" or "cosine".
         straight_through: "per_scale" (the published training) or "once".
-        weight_norm: whether convolutions hold weight norm's two factors, as training needs, or the folded weight.
+        weight_norm: whether convolutions hold weight norm's two factors, to train, or their product.
 
     Raises:
-        ValueError: a size below one, or a window of fewer than four frames, which reflect padding cannot extend.
+        ValueError: a size below one, or fewer than four frames in a window: too few for reflect padding.
     """
 
     sample_rate: int = 24000
@@ -76,8 +76,7 @@ class SATConfig:
     def __post_init__(self):
         for name in ("ratios", "lengths", "phi_kernel_sizes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        positive = {"sample_rate", "n_filters", "lstm_layers", "dim", "latent_dim", "codebook_size"}
-        for name in sorted(positive):
+        for name in ("sample_rate", "n_filters", "lstm_layers", "dim", "latent_dim", "codebook_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.ratios or min(self.ratios) < 1:
@@ -111,9 +110,9 @@ class SAT(nn.Module):
     """Audio tokenizer of windows of `config.window_samples` samples (one second as published).
 
     Longer and shorter waves are cut into windows, the last filled with zeros, so that any length works. With
-    `overlap` seconds neighbouring windows share samples and are cross-faded, so that no seam is heard; pass the same
-    `overlap` to `encode` and `decode`. `progress`, where a method takes it, is called with the number of windows
-    that have just been finished.
+    `overlap` seconds neighbouring windows share samples and are cross-faded, so that no seam is heard; pass
+    the same `overlap` to `encode` and `decode`. `progress`, where a method takes it, is called with the
+    number of windows that have just been finished.
 
     Waves are floating point at `config.sample_rate` and are converted to the model's dtype.
     """
@@ -141,7 +140,13 @@ class SAT(nn.Module):
         return len(self.config.lengths)
 
     def windows(self, overlap: float = 0.0) -> Windows:
-        """Where windows lie when neighbours share `overlap` seconds."""
+        """Where windows lie when neighbours share `overlap` seconds.
+
+        Raises:
+            ValueError: not 0 to half a window.
+        """
+        if not math.isfinite(overlap):
+            raise ValueError(f"overlap must be a number of seconds, got {overlap}")
         return Windows(self.config.window_samples, round(overlap * self.config.sample_rate))
 
     def forward(self, wav: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,8 +173,8 @@ class SAT(nn.Module):
         """Tokenizes: [B, 1, N] -> codes [B, windows, total] int64, the scales of a window in schedule order.
 
         Raises:
-            ValueError: not [B, 1, N] with B and N at least 1, not floating point, NaN or infinite samples, or an
-                overlap above half a window.
+            ValueError: not [B, 1, N] with B and N at least 1, not floating point, NaN or infinite samples, or
+                an overlap above half a window.
         """
         if wav.dim() != 3 or wav.shape[1] != 1 or 0 in wav.shape:
             raise ValueError(f"wav must be [B, 1, N] with B and N at least 1, got {list(wav.shape)}")
@@ -195,12 +200,15 @@ class SAT(nn.Module):
     ) -> Tensor:
         """Synthesizes: codes [B, windows, total] int64 -> wave [B, 1, num_samples].
 
+        Code -1 adds nothing at its place, as in the quantizer.
+
         Args:
             num_samples: length of the wave that was encoded; all that the windows cover if None.
 
         Raises:
-            ValueError: another shape or dtype, a code outside the codebook, a `num_samples` that takes another
-                number of windows, or an overlap above half a window.
+            ValueError: another shape or dtype, a `num_samples` that takes another number of windows, or an
+                overlap above half a window.
+            RuntimeError: a code outside the codebook.
         """
         return self._synthesize(codes, num_samples, overlap, 1, self._latents, progress)[0]
 
@@ -213,14 +221,18 @@ class SAT(nn.Module):
         overlap: float = 0.0,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """What the coarsest scales alone sound like: codes [B, windows, total] -> [len(scales), B, 1, num_samples].
+        """What the coarsest scales alone sound like.
 
         Args:
+            codes: [B, windows, total] int64.
             scales: how many scales to keep, once per wave wanted, each 1 to num_scales; all of them if None.
             num_samples: as in `decode`.
 
+        Returns:
+            [len(scales), B, 1, num_samples].
+
         Raises:
-            ValueError: as in `decode`, or a scale count out of range.
+            ValueError, RuntimeError: as in `decode`, or a scale count out of range.
         """
         scales = tuple(range(1, self.num_scales + 1) if scales is None else scales)
         if not scales or not all(1 <= kept <= self.num_scales for kept in scales):
@@ -236,14 +248,16 @@ class SAT(nn.Module):
         """`decode(encode(wav))`: [B, 1, N] -> [B, 1, N]. Raises as they do."""
         return self.decode(self.encode(wav, overlap), wav.shape[-1], overlap)
 
-    def reconstruct_scales(self, wav: Tensor, scales: Sequence[int] | None = None, overlap: float = 0.0) -> Tensor:
+    def reconstruct_scales(
+        self, wav: Tensor, scales: Sequence[int] | None = None, overlap: float = 0.0
+    ) -> Tensor:
         """`decode_scales(encode(wav), scales)`: [B, 1, N] -> [len(scales), B, 1, N]. Raises as they do."""
         return self.decode_scales(self.encode(wav, overlap), scales, wav.shape[-1], overlap)
 
     def fold_weight_norm(self) -> SAT:
         """Replaces weight norm's two factors by their product, for good; returns the module.
 
-        Inference methods compute the product once per call; a model that serves many short calls saves even that.
+        Inference methods compute the product once per call; this saves a model of many short calls even that.
         """
         for module in list(self.modules()):
             if parametrize.is_parametrized(module, "weight"):
@@ -252,12 +266,12 @@ class SAT(nn.Module):
         return self
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the codebooks: tokens mean the same to two models only if theirs are equal."""
+        """Sixteen hex digits of the codebooks: tokens mean the same to models in which they are equal."""
         codebooks = self.quantizer.codebooks.detach().float().contiguous().cpu()
         return hashlib.sha256(codebooks.numpy().tobytes()).hexdigest()[:16]
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Writes config.json and model.safetensors, each whole or not at all; makes the directory if need be."""
+        """Writes config.json and model.safetensors, each whole or not at all; makes the directory if new."""
         directory = Path(directory)
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         with replacing(directory / WEIGHTS_FILE) as path:
@@ -270,20 +284,20 @@ class SAT(nn.Module):
         """Reads what `save_pretrained` wrote; on the CPU, in evaluation mode.
 
         Raises:
-            CheckpointError: a file is missing or unreadable, or the weights are not those of the configuration.
+            CheckpointError: a file is missing or damaged, or the weights are not those of the configuration.
         """
         directory = Path(directory)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (directory / name).is_file():
+                raise CheckpointError(f"{directory} is not a saved model: it holds no {name}")
         try:
             config = SATConfig.from_dict(json.loads((directory / CONFIG_FILE).read_text()))
             state = safetensors.torch.load_file(directory / WEIGHTS_FILE)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{directory} is not a saved model: {error.filename} is missing") from None
+            model = cls(config)
         except (ValueError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             raise CheckpointError(f"{directory} is not a saved model: {error}") from None
-        model = cls(config)
-        expected = model.state_dict()
-        shapes = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (expected, state))
-        CheckpointError.check(str(directory), *shapes)
+        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        CheckpointError.check(str(directory), expected, state)
         model.load_state_dict(state)
         return model.eval()
 
@@ -295,7 +309,7 @@ class SAT(nn.Module):
         return iter((self.quantizer.decode(codes),))
 
     def _folded(self):
-        """Weight norm's product is computed once inside this block, and forgotten after it: it is never stale."""
+        """Weight norm's product is computed once inside this block and forgotten after it: never stale."""
         return parametrize.cached()
 
     def _synthesize(
@@ -307,7 +321,7 @@ class SAT(nn.Module):
         latents: Callable[[Tensor], Iterator[Tensor]],
         progress: Callable[[int], None] | None,
     ) -> Tensor:
-        """Decodes each of the `versions` latents of every window, and joins windows: [versions, B, 1, num_samples]."""
+        """Decodes `versions` latents of every window, and joins windows: [versions, B, 1, num_samples]."""
         total = self.config.schedule.total
         if codes.dim() != 3 or codes.shape[2] != total or 0 in codes.shape or codes.dtype != torch.int64:
             raise ValueError(
@@ -320,7 +334,7 @@ class SAT(nn.Module):
             num_samples = windows.span(count)
         if num_samples < 1 or windows.count(num_samples) != count:
             raise ValueError(
-                f"{num_samples} samples do not take {count} windows of {windows.size} that overlap by {windows.overlap}"
+                f"{num_samples} samples do not take {count} windows ({windows.size} long, hop {windows.hop})"
             )
         out = torch.zeros(versions, batch, windows.span(count), dtype=self._dtype, device=codes.device)
         flat = codes.flatten(0, 1)

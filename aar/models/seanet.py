@@ -1,8 +1,8 @@
 """SEANet encoder and decoder, as SAT uses them: non-causal, reflect padding, an LSTM at the latent rate.
 
-Source: arXiv 2408.09027, section 3.1 (SAT keeps EnCodec's autoencoder, arXiv 2210.13438, section 3.1). Parameters carry
-the names of the published checkpoints, which is why a convolution sits at `conv.conv` and layers are numbered in
-one `model` sequence.
+Source: arXiv 2408.09027, section 3.1 (SAT keeps EnCodec's autoencoder, arXiv 2210.13438, section 3.1).
+Parameters carry the names of the published checkpoints, which is why a convolution sits at `conv.conv` and
+layers are numbered in one `model` sequence.
 """
 
 from collections import OrderedDict
@@ -24,7 +24,9 @@ def _nested(name: str, layer: nn.Module) -> nn.Sequential:
 class Conv(nn.Module):
     """Convolution with reflect padding: [B, in, N] -> [B, out, N / stride], N a multiple of the stride."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, weight_norm: bool):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, weight_norm: bool
+    ):
         super().__init__()
         layer = nn.Conv1d(in_channels, out_channels, kernel_size, stride)
         self.conv = _nested("conv", parametrizations.weight_norm(layer) if weight_norm else layer)
@@ -38,7 +40,9 @@ class Conv(nn.Module):
 class ConvTranspose(nn.Module):
     """Transposed convolution, trimmed to an exact multiple: [B, in, T] -> [B, out, T * stride]."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, *, weight_norm: bool):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, *, weight_norm: bool
+    ):
         super().__init__()
         layer = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride)
         self.convtr = _nested("convtr", parametrizations.weight_norm(layer) if weight_norm else layer)
@@ -84,7 +88,7 @@ class SkipLSTM(nn.Module):
 def seanet_encoder(
     dim: int, n_filters: int, ratios: Sequence[int], lstm_layers: int, *, weight_norm: bool
 ) -> nn.Module:
-    """Builds wave [B, 1, N] -> latents [B, dim, N / prod(ratios)]; N a multiple of prod(ratios), floating point.
+    """Builds wave [B, 1, N] -> latents [B, dim, N / prod(ratios)]; N a multiple of prod(ratios).
 
     `ratios` are in the decoder's order, so the encoder walks them backwards. Channels double at each.
     """
@@ -104,7 +108,7 @@ def seanet_encoder(
 def seanet_decoder(
     dim: int, n_filters: int, ratios: Sequence[int], lstm_layers: int, *, weight_norm: bool
 ) -> nn.Module:
-    """Builds latents [B, dim, T] -> wave [B, 1, T * prod(ratios)]: the encoder's mirror. Channels halve at each ratio."""
+    """Builds latents [B, dim, T] -> wave [B, 1, T * prod(ratios)]. Channels halve at each ratio."""
     channels = n_filters * 2 ** len(ratios)
     layers = [Conv(dim, channels, 7, weight_norm=weight_norm), SkipLSTM(channels, lstm_layers)]
     for ratio in ratios:

@@ -24,7 +24,9 @@ class Windows:
 
     def __post_init__(self):
         if not 0 <= self.overlap <= self.size // 2:
-            raise ValueError(f"overlap must be 0 to {self.size // 2} samples (half a window), got {self.overlap}")
+            raise ValueError(
+                f"overlap must be 0 to {self.size // 2} samples (half a window), got {self.overlap}"
+            )
 
     @property
     def hop(self) -> int:

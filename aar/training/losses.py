@@ -1,4 +1,4 @@
-"""Reconstruction losses of the tokenizer: multi-resolution mel distance and wave distance (arXiv 2408.09027, EnCodec).
+"""Reconstruction losses of the tokenizer: multi-resolution mel distance and wave distance (arXiv 2408.09027).
 
 Constants, windows and filter banks are built once, as buffers that follow the module to its device.
 """
@@ -29,7 +29,7 @@ def mel_to_hz(mel: Tensor) -> Tensor:
 
 
 def mel_filter_bank(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:
-    """Triangles of unit area in Hz, equally spaced in mel from 0 to half the rate: float64 [n_mels, n_fft // 2 + 1].
+    """Triangles of unit area, evenly spaced in mel up to half the rate: [n_mels, n_fft // 2 + 1], float64.
 
     A short window has fewer bins than triangles: then some rows are zero, and count as equal in every loss.
     """
@@ -42,16 +42,19 @@ def mel_filter_bank(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:
 
 
 class LogMelSpectrogram(nn.Module):
-    """log10 of the mel power spectrum, wave [..., N] to [..., n_mels, frames], frames = ceil(N / hop) for hop | N.
+    """log10 of the mel power spectrum: wave [..., N] to [..., n_mels, N // hop].
 
-    Reflect padding by half of (window - hop) on each side keeps the frames centred on their hop.
+    Reflect padding by half of (window - hop) on each side centres each frame on its hop.
     """
 
-    def __init__(self, window: int, hop: int, n_mels: int = 64, sample_rate: int = 24_000, floor: float = 1e-5):
+    def __init__(
+        self, window: int, hop: int, n_mels: int = 64, sample_rate: int = 24_000, floor: float = 1e-5
+    ):
         super().__init__()
         self.n_fft, self.hop, self.floor = window, hop, floor
         self.register_buffer("window", torch.hann_window(window), persistent=False)
-        self.register_buffer("filters", mel_filter_bank(window, n_mels, sample_rate).float(), persistent=False)
+        filters = mel_filter_bank(window, n_mels, sample_rate).float()
+        self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
         pad = (self.n_fft - self.hop) // 2
@@ -65,7 +68,10 @@ class LogMelSpectrogram(nn.Module):
 
 
 class MultiResolutionMelLoss(nn.Module):
-    """Sum over windows of mean |d| + mean d^2, d the difference of log-mel spectrograms; waves [..., N], hop window / 4."""
+    """Sum over windows of mean |d| + mean d^2, d the difference of log-mel spectrograms at hop window / 4.
+
+    Waves [..., N]; the result is a scalar.
+    """
 
     def __init__(self, sample_rate: int = 24_000, windows: Sequence[int] = WINDOWS, n_mels: int = 64):
         super().__init__()
@@ -90,7 +96,7 @@ class ReconstructionTerms(NamedTuple):
 
 
 class ReconstructionLoss(nn.Module):
-    """Multi-resolution mel plus 0.1 times the mean absolute difference of waves [..., N]: the published weights."""
+    """Multi-resolution mel plus 0.1 times mean |difference| of waves [..., N]: the published weights."""
 
     def __init__(self, sample_rate: int = 24_000, mel_weight: float = 1.0, wave_weight: float = 0.1):
         super().__init__()

@@ -36,12 +36,12 @@ def decode(codes: Tensor, levels: Levels, *, length: int | None = None, backend:
 
     Differentiable by codebooks and phi (the reference runs where gradients are asked for).
     """
-    return _run("decode", backend, (_codes(codes, levels),), levels, length or levels.schedule.length).mT
+    return _run("decode", backend, (_codes(codes, levels),), levels, _length(length, levels)).mT
 
 
 def decode_scales(codes: Tensor, levels: Levels, *, length: int | None = None, backend: str | None = None) -> Tensor:
     """The reconstruction after each scale: ``[S, B, latent, length]``. Differentiable as `decode`."""
-    return _run("decode_scales", backend, (_codes(codes, levels),), levels, length or levels.schedule.length).mT
+    return _run("decode_scales", backend, (_codes(codes, levels),), levels, _length(length, levels)).mT
 
 
 def next_scale_inputs(
@@ -49,7 +49,7 @@ def next_scale_inputs(
 ) -> Tensor:
     """Teacher-forcing inputs of a next-scale model (section 3.2): the reconstruction after each scale but the last,
     pooled to the length of the next: ``[B, total - lengths[0], latent]``."""
-    return _run("next_scale_inputs", backend, (_codes(codes, levels),), levels, length or levels.schedule.length)
+    return _run("next_scale_inputs", backend, (_codes(codes, levels),), levels, _length(length, levels))
 
 
 def step(
@@ -65,13 +65,13 @@ def step(
         The reconstruction after it, ``[B, T, latent]``, and the next scale's input, ``[B, lengths[scale + 1], latent]``
         (no rows after the last scale).
     """
-    levels.check()
     lengths = levels.schedule.lengths
     if not 0 <= scale < len(lengths):
         raise ValueError(f"scale {scale} is outside 0..{len(lengths) - 1}")
     _check_codes(codes, lengths[scale])
-    if f_hat.dim() != 3 or f_hat.shape[0] != codes.shape[0] or f_hat.shape[2] != levels.latent_dim:
-        raise ValueError(f"f_hat must be [{codes.shape[0]}, T, {levels.latent_dim}], got {list(f_hat.shape)}")
+    batch, latent = codes.shape[0], levels.latent_dim
+    if f_hat.dim() != 3 or f_hat.shape[0] != batch or f_hat.shape[1] == 0 or f_hat.shape[2] != latent:
+        raise ValueError(f"f_hat must be [{batch}, T >= 1, {latent}], got {list(f_hat.shape)}")
     return _run("step", backend, (f_hat.to(levels.codebooks.dtype), codes), levels, scale)
 
 
@@ -95,10 +95,11 @@ def quantize(
     if straight_through not in ("per_scale", "once"):
         raise ValueError(f'straight_through must be "per_scale" or "once", got {straight_through!r}')
     rows, per_scale = _rows(x, levels, mask), straight_through == "per_scale"
-    if samples is not None and samples.shape != levels.codebooks.shape[:2]:
-        raise ValueError(f"samples must be {list(levels.codebooks.shape[:2])}, got {list(samples.shape)}")
-    name = dispatch.select("msrq_quantize", rows, mask, levels.codebooks, samples, backend=backend)
+    if samples is not None and (samples.shape != levels.codebooks.shape[:2] or samples.dtype != torch.int64):
+        shape = list(levels.codebooks.shape[:2])
+        raise ValueError(f"samples must be int64 {shape}, got {samples.dtype} {list(samples.shape)}")
     arguments = (rows, mask, *levels.arguments(), samples, per_scale, statistics)
+    name = dispatch.select("msrq_quantize", rows, mask, levels.codebooks, samples, backend=backend)
     if name == "reference":
         quantized, codes, loss, numbers = reference.quantize(*arguments)
     else:
@@ -110,14 +111,14 @@ def quantize(
 def _run(name: str, backend: str | None, tensors: tuple, levels: Levels, *extra: int):
     grad = torch.is_grad_enabled() and any(w.requires_grad for w in (*levels.weights, *tensors[:1]))
     grad = grad and name != "encode"
+    arguments = (*tensors, *levels.arguments(), *extra)
     chosen = dispatch.select(f"msrq_{name}", levels.codebooks, *tensors, backend=backend, needs_grad=grad)
     if chosen == "reference":
-        return getattr(reference, name)(*tensors, *levels.arguments(), *extra)
-    return ops.call(name, *tensors, *levels.arguments(), *extra, chosen)
+        return getattr(reference, name)(*arguments)
+    return ops.call(name, *arguments, chosen)
 
 
 def _rows(x: Tensor, levels: Levels, mask: Tensor | None) -> Tensor:
-    levels.check()
     if x.dim() != 3 or x.shape[1] != levels.latent_dim or x.shape[2] == 0:
         raise ValueError(f"x must be [batch, {levels.latent_dim}, T >= 1], got {list(x.shape)}")
     if not x.dtype.is_floating_point:
@@ -128,8 +129,15 @@ def _rows(x: Tensor, levels: Levels, mask: Tensor | None) -> Tensor:
     return x.mT.to(levels.codebooks.dtype).contiguous()
 
 
+def _length(length: int | None, levels: Levels) -> int:
+    if length is None:
+        return levels.schedule.length
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    return length
+
+
 def _codes(codes: Tensor, levels: Levels) -> Tensor:
-    levels.check()
     _check_codes(codes, levels.schedule.total)
     return codes
 

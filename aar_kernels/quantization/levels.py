@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -47,12 +48,21 @@ class Levels:
     def latent_dim(self) -> int:
         return self.codebooks.shape[2]
 
-    @property
+    @cached_property
     def weights(self) -> list[Tensor]:
         return [self.codebooks, *self.phi_weights, *self.phi_biases]
 
     def arguments(self) -> tuple:
-        """The flat form in which every operator takes the levels."""
+        """The flat form in which every operator takes the levels.
+
+        Raises:
+            ValueError: shapes, dtypes or options that do not fit together.
+        """
+        return self._arguments
+
+    @cached_property
+    def _arguments(self) -> tuple:
+        self._check()
         return (
             self.codebooks,
             list(self.phi_weights),
@@ -62,8 +72,7 @@ class Levels:
             self.metric,
         )
 
-    def check(self) -> None:
-        """Raise ValueError where shapes, dtypes or options do not fit together."""
+    def _check(self) -> None:
         scales, latent = self.schedule.num_scales, self.codebooks.shape[-1]
         if self.codebooks.dim() != 3 or self.codebooks.shape[0] not in (1, scales) or 0 in self.codebooks.shape:
             shape = list(self.codebooks.shape)

@@ -75,7 +75,8 @@ class MultiScaleResidualQuantizer(nn.Module):
         # The buffer travels with the state_dict; the flag spares every call a device-to-host read of it.
         self._initialized = not kmeans_init
         self.register_load_state_dict_post_hook(lambda module, _: module._read_initialized())
-        self.levels.check()
+        self._levels: Levels | None = None
+        self.levels.arguments()  # checks the options that the caller gave
 
     def _read_initialized(self) -> None:
         self._initialized = bool(self.initialized)
@@ -83,14 +84,14 @@ class MultiScaleResidualQuantizer(nn.Module):
     @property
     def levels(self) -> Levels:
         """The quantizer as data, for the functions of `aar_kernels.quantization`."""
-        return Levels(
-            self.schedule,
-            self.codebooks,
-            [phi.weight for phi in self.phi],
-            [phi.bias for phi in self.phi],
-            self.phi_index,
-            self.metric,
-        )
+        codebooks = self._buffers["codebooks"]
+        weights = [phi._parameters["weight"] for phi in self._modules["phi"]]
+        biases = [phi._parameters["bias"] for phi in self._modules["phi"]]
+        # Made anew only where a tensor was replaced by another object: this is on the path of every call.
+        kept = self._levels
+        if kept is None or any(a is not b for a, b in zip(kept.weights, (codebooks, *weights, *biases), strict=True)):
+            kept = self._levels = Levels(self.schedule, codebooks, weights, biases, self.phi_index, self.metric)
+        return kept
 
     @property
     def codebook_size(self) -> int:
@@ -170,8 +171,9 @@ class MultiScaleResidualQuantizer(nn.Module):
         self.cluster_size.lerp_(hits, 1 - self.decay)
         self.embed_avg.lerp_(sums, 1 - self.decay)
         if replace_dead:
-            dead = self.cluster_size < self.dead_code_threshold
             rows = sampled[0].view(books, size, dim)
+            # A zero row is no offer: its sample was padding, or an item that has a NaN in it.
+            dead = (self.cluster_size < self.dead_code_threshold) & (rows != 0).any(dim=-1)
             # The averages are replaced too: left alone they would overwrite the new row in the line below.
             self.embed_avg.copy_(torch.where(dead[..., None], rows * self.dead_code_threshold, self.embed_avg))
             self.cluster_size.masked_fill_(dead, self.dead_code_threshold)
@@ -184,7 +186,11 @@ class MultiScaleResidualQuantizer(nn.Module):
         """k-means, scale by scale, on what the scales before leave of the first batch (of all processes together)."""
         rows = x.mT.to(self.codebooks.dtype)
         mask = torch.ones(rows.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        rows, mask = _gather(rows * mask[..., None]), _gather(mask)
+        rows = rows.masked_fill(~mask[..., None], 0)
+        mask = mask & rows.isfinite().flatten(1).all(dim=1)[:, None]  # an item that has a NaN in it counts as padding
+        rows, mask = _gather(rows.masked_fill(~mask[..., None], 0)), _gather(mask)
+        if not mask.any():
+            return  # nothing to begin with: the next batch is the first
         residual, arguments = rows, self.levels.arguments()
         pooled = []
         for s, n in enumerate(self.schedule.lengths):

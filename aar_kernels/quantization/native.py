@@ -1,2 +1,158 @@
-def unavailable():
-    return "not yet"
+"""The compiled CPU backend (csrc): packs weights for the kernels, keeps the packing while they stay, and calls.
+
+At inference the codebooks are packed for the integer screen and phi is tabulated per code; both are remembered until a
+weight changes. In training the codebooks move at each step: they are packed anew and phi's rows are computed for the
+codes in use alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._library import library
+from ..cache import DerivedCache
+from .common import fold, table_layout
+
+# Above this many bytes the rows of the codes in use are computed at each call instead of being tabulated.
+TABLE_LIMIT = 512 * 2**20
+
+
+def unavailable() -> str | None:
+    return library.reason
+
+
+def unsupported(problem) -> str | None:
+    if problem.device != "cpu":
+        return f"compiled for the CPU, but tensors are on {problem.device}"
+    if problem.dtype != torch.float32:
+        return f"codebooks and phi must be float32, got {problem.dtype}"
+    if problem.needs_grad:
+        return "not differentiable; call it under torch.no_grad()"
+    return None
+
+
+class _Prepared(NamedTuple):
+    packed: list[Tensor]
+    action: _Action
+
+
+class _Action(NamedTuple):
+    """The arguments that tell the kernels what a code does to the sequence."""
+
+    table: Tensor | None
+    table_of: list[int]
+    folded: Tensor | None
+    bias: Tensor | None
+    kernel_of: list[int]
+    taps: int
+
+
+_cache: DerivedCache[_Prepared] = DerivedCache()
+
+
+def encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> Tensor:
+    packed, action = _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    return torch.ops.aar_native.msrq_encode(
+        x.contiguous(), _contiguous(mask), codebooks.contiguous(), lengths, metric == "cosine", packed, *action
+    )
+
+
+def decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+    f_hat = codebooks.new_zeros(codes.shape[0], length, codebooks.shape[2])
+    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, (0, len(lengths)), f_hat)
+    return f_hat
+
+
+def decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+    f_hat = codebooks.new_zeros(codes.shape[0], length, codebooks.shape[2])
+    scales = f_hat.new_empty(len(lengths), *f_hat.shape)
+    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, (0, len(lengths)), f_hat, scales)
+    return scales
+
+
+def next_scale_inputs(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+    f_hat = codebooks.new_zeros(codes.shape[0], length, codebooks.shape[2])
+    inputs = f_hat.new_empty(codes.shape[0], sum(lengths[1:]), codebooks.shape[2])
+    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, (0, len(lengths)), f_hat, None, inputs)
+    return inputs
+
+
+def step(f_hat, codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scale) -> tuple[Tensor, Tensor]:
+    f_hat = f_hat.clone(memory_format=torch.contiguous_format)
+    rows = lengths[scale + 1] if scale + 1 < len(lengths) else 0
+    pooled = f_hat.new_empty(f_hat.shape[0], rows, f_hat.shape[2])
+    scales = (scale, scale + 1)
+    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, None, pooled)
+    return f_hat, pooled
+
+
+def quantize(
+    x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, samples, per_scale, want_statistics,
+    want_phi_grad,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    # `per_scale` changes the gradient alone, which ops.py takes care of.
+    cosine, codebooks, dim = metric == "cosine", codebooks.contiguous(), codebooks.shape[2]
+    packed = torch.ops.aar_native.msrq_pack(codebooks, cosine)
+    action = _folded(phi_weights, phi_biases, phi_index)
+    want_phi_grad = want_phi_grad and len(phi_weights) > 0
+    quantized, codes, squares, residual_sum, weight_sums, bias_sums, statistics = torch.ops.aar_native.msrq_quantize(
+        x.contiguous(), _contiguous(mask), codebooks, lengths, cosine, packed, *action[2:], _contiguous(samples),
+        want_statistics, want_phi_grad,
+    )  # fmt: skip
+    rows = x.shape[0] * x.shape[1] if mask is None else int(mask.sum())
+    scale = 1 / (len(lengths) * max(rows, 1) * dim)
+    loss = (2 * scale * squares.sum()).to(x.dtype)
+    width = max((weight.shape[-1] for weight in phi_weights), default=0)
+    kernels = len(phi_weights) if want_phi_grad else 0
+    weight_grad = (weight_sums.sum(0)[:kernels] * -scale).view(kernels, width, dim, dim)
+    bias_grad = bias_sums.sum(0)[:kernels] * -scale
+    return quantized, codes, loss, statistics, residual_sum, weight_grad.permute(0, 2, 3, 1).contiguous(), bias_grad
+
+
+def _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, each=None, pooled=None):
+    _, action = _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    torch.ops.aar_native.msrq_decode(
+        codes.contiguous(), codebooks.contiguous(), lengths, *action, *scales, f_hat, each, pooled
+    )
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _folded(phi_weights: Sequence[Tensor], phi_biases: Sequence[Tensor], phi_index: Sequence[int]) -> _Action:
+    """Phi's rows computed at each call, for the codes in use."""
+    if not phi_weights:
+        return _Action(None, [], None, None, [], 1)
+    folded, bias = fold(phi_weights, phi_biases)
+    return _Action(None, [], folded.permute(0, 3, 1, 2).contiguous(), bias, list(phi_index), folded.shape[1])
+
+
+def _tabulated(codebooks, phi_weights, phi_biases, lengths, phi_index) -> _Action:
+    """Phi's rows of every code in a table, unless it would be too large."""
+    action = _folded(phi_weights, phi_biases, phi_index)
+    if action.folded is None:
+        return action
+    pairs, table_of = table_layout(len(codebooks), phi_index, len(lengths))
+    shape = (len(pairs), codebooks.shape[1], action.taps, codebooks.shape[2])
+    if 4 * math.prod(shape) > TABLE_LIMIT:
+        return action
+    table = codebooks.new_empty(shape)
+    for out, (book, kernel) in zip(table, pairs, strict=True):
+        out.copy_(torch.ops.aar_native.msrq_table(codebooks[book].contiguous(), action.folded[kernel], action.taps))
+    return action._replace(table=table, table_of=table_of)
+
+
+def _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> _Prepared:
+    """The weights in the form that inference reads, remembered until one of them changes."""
+
+    def build() -> _Prepared:
+        packed = torch.ops.aar_native.msrq_pack(codebooks.contiguous(), metric == "cosine")
+        return _Prepared(packed, _tabulated(codebooks, phi_weights, phi_biases, lengths, phi_index))
+
+    return _cache.get([codebooks, *phi_weights, *phi_biases], build, metric, len(lengths), *phi_index)

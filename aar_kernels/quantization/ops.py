@@ -116,7 +116,8 @@ def _backward(ctx, grad_quantized, _codes, grad_loss, *_):
         for k, width in enumerate(ctx.widths):
             margin = (weight_grad.shape[-1] - width) // 2
             weights[k] = grad_loss * weight_grad[k, :, :, margin : margin + width]
-    return grad_x, None, None, weights, biases, *[None] * 8
+    # An empty phi_index looks like a list of no tensors, which has a list of no gradients.
+    return grad_x, None, None, weights, biases, None, None if ctx.widths else [], *[None] * 6
 
 
 torch.library.register_autograd("aar_kernels::msrq_quantize", _backward, setup_context=_setup_context, lib=_library)

@@ -149,7 +149,8 @@ def quantize(
 
     Statistics, flat, for ``E = codebooks.shape[0]`` codebooks: hits ``[E, K]``, the sums of the rows that hit each code
     ``[E, K, D]``, and, where ``samples[E, K]`` (indices into the rows ``[B * lengths[s]]`` of the scale; of scale 0 if
-    the codebook is shared) is given, those rows ``[E, K, D]``. Empty unless asked for.
+    the codebook is shared) is given, those rows ``[E, K, D]``. Empty unless asked for. A row without a code counts as
+    zero; so does every sample of an empty batch.
     """
     books, size, dim = codebooks.shape
     hits, sums = codebooks.new_zeros(books, size), codebooks.new_zeros(books, size, dim)
@@ -166,12 +167,12 @@ def quantize(
         quantized = quantized + (residual + (h - residual).detach() if per_scale else h)
         if want_statistics:
             e = s if books > 1 else 0
-            flat, hit = rows.detach().flatten(0, 1), idx.flatten()
-            seen = (hit >= 0).to(x.dtype)
-            hits[e].index_add_(0, hit.clamp(min=0), seen)
-            sums[e].index_add_(0, hit.clamp(min=0), flat * seen[:, None])
+            hit, seen = idx.flatten(), idx.flatten() >= 0
+            flat = rows.detach().flatten(0, 1).masked_fill(~seen[:, None], 0)
+            hits[e].index_add_(0, hit.clamp(min=0), seen.to(x.dtype))
+            sums[e].index_add_(0, hit.clamp(min=0), flat)
             if sampled is not None and (books > 1 or s == 0):
-                sampled[e] = flat[samples[e]]
+                sampled[e] = flat.index_select(0, samples[e]) if len(flat) else 0
     if not per_scale:
         quantized = x + (quantized - x).detach()
     parts = [] if not want_statistics else [hits, sums] if sampled is None else [hits, sums, sampled]

@@ -1,2 +1,318 @@
-def unavailable():
-    return "not yet"
+"""Triton backend: a portable GPU implementation in few launches (kernels and block sizes: `triton_kernels`).
+
+encode and quantize run all scales of an item in one program; the decoding operators run one program per block of
+frames. phi is applied through tables of codes (`triton_kernels.table_kernel`), which inference keeps until a weight
+changes. No kernel uses atomics, so results do not vary from run to run; the statistics are summed by ``index_add_``,
+which follows ``torch.use_deterministic_algorithms``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from ..cache import DerivedCache
+from . import triton_kernels as kernels
+
+INTERPRETED = triton.knobs.runtime.interpret  # read once, as Triton does when it decorates the kernels
+TABLE_LIMIT = 512 << 20  # bytes of tables that may exist at once; beyond it they are built scale by scale
+
+T = TypeVar("T")
+_derived: DerivedCache[dict] = DerivedCache()
+
+
+def unavailable() -> str | None:
+    if not INTERPRETED and (torch.version.cuda is None or not torch.cuda.is_available()):
+        return "no CUDA device; set TRITON_INTERPRET=1 to interpret on CPU"
+    return None
+
+
+def unsupported(problem) -> str | None:
+    if problem.device != "cuda" and not INTERPRETED:
+        return "runs on CUDA; set TRITON_INTERPRET=1 to interpret on CPU"
+    if problem.dtype != torch.float32:
+        return f"float32 codebooks only, got {problem.dtype}"
+    if problem.needs_grad:
+        return "not differentiable; the reference is"
+    return None
+
+
+def _operator(function: Callable[..., T]) -> Callable[..., T]:
+    """Launch on the device of the first tensor, and record nothing for autograd (`ops` registers the gradients)."""
+
+    @functools.wraps(function)
+    def run(first: Tensor, *args) -> T:
+        with torch.no_grad(), torch.cuda.device_of(first):
+            return function(first.contiguous(), *args)
+
+    return run
+
+
+@_operator
+def encode(x, mask, *levels) -> Tensor:
+    levels = _Levels(*levels)
+    codes = x.new_empty(x.shape[0], levels.tokens, dtype=torch.int64)
+    rows = x.new_empty(x.shape[0], max(levels.lengths), x.shape[2])
+    _run_scales(levels, x, mask, codes, rows, levels.memo())
+    return codes
+
+
+@_operator
+def decode(codes, *levels_and_length) -> Tensor:
+    *levels, length = levels_and_length
+    levels = _Levels(*levels)
+    return _decode(levels, codes, length, levels.scales)
+
+
+@_operator
+def decode_scales(codes, *levels_and_length) -> Tensor:
+    *levels, length = levels_and_length
+    levels = _Levels(*levels)
+    return _decode(levels, codes, length, levels.scales, keep_scales=True)
+
+
+@_operator
+def next_scale_inputs(codes, *levels_and_length) -> Tensor:
+    *levels, length = levels_and_length
+    levels = _Levels(*levels)
+    return _pool(levels, _decode(levels, codes, length, levels.scales[:-1], keep_scales=True), levels.scales[1:])
+
+
+@_operator
+def step(f_hat, codes, *levels_and_scale) -> tuple[Tensor, Tensor]:
+    *levels, scale = levels_and_scale
+    levels = _Levels(*levels)
+    f_hat = _decode(levels, codes, f_hat.shape[1], levels.scales[scale : scale + 1], base=f_hat)
+    return f_hat, _pool(levels, f_hat[None], levels.scales[scale + 1 : scale + 2])
+
+
+@_operator
+def quantize(
+    x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, samples, per_scale, want_statistics,
+    want_phi_grad,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    levels = _Levels(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    batch, length, dim = x.shape
+    codes = x.new_empty(batch, levels.tokens, dtype=torch.int64)
+    rows = x.new_empty(batch, levels.tokens if want_statistics else max(lengths), dim)
+    quantized, residual_sum, squares = torch.zeros_like(x), torch.zeros_like(x), x.new_zeros(batch)
+    residuals = x.new_empty(len(lengths), batch, length, dim) if want_phi_grad else None
+    # Nothing is remembered: the weights are about to change, and a captured step has to build its tables anew.
+    _run_scales(
+        levels, x, mask, codes, rows, {}, (quantized, residual_sum, residuals, squares), per_scale, want_statistics
+    )
+    numbers = dim * (max(batch * length, 1) if mask is None else mask.sum().clamp(min=1))
+    loss = 2 * squares.sum() / numbers / len(lengths)
+    if not per_scale:
+        seen = x if mask is None else x.masked_fill(~mask[..., None], 0)
+        quantized = seen + (quantized - seen)
+    statistics = _statistics(levels, codes, rows, samples) if want_statistics else x.new_empty(0)
+    phi_grads = x.new_empty(0, dim, dim, levels.taps if phi_weights else 0), x.new_empty(0, dim)
+    if want_phi_grad:
+        phi_grads = (grad / numbers / -len(lengths) for grad in _phi_grads(levels, codes, residuals))
+    return quantized, codes, loss, statistics, residual_sum, *phi_grads
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The operators' flat arguments, and what is derived from them."""
+
+    codebooks: Tensor
+    phi_weights: Sequence[Tensor]
+    phi_biases: Sequence[Tensor]
+    lengths: Sequence[int]
+    phi_index: Sequence[int]
+    metric: str
+
+    @property
+    def scales(self) -> range:
+        return range(len(self.lengths))
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def taps(self) -> int:
+        return max((weight.shape[-1] for weight in self.phi_weights), default=1)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Each scale's codebook and phi kernel."""
+        return [
+            (s if len(self.codebooks) > 1 else 0, self.phi_index[s] if self.phi_weights else 0) for s in self.scales
+        ]
+
+    def memo(self) -> dict:
+        """Where derived values are kept until a weight changes. Under CUDA-graph capture a new one: the graph would
+        otherwise go on reading memory that the cache gives up when a weight changes."""
+        if self.codebooks.is_cuda and torch.cuda.is_current_stream_capturing():
+            return {}
+        return _derived.get([self.codebooks, *self.phi_weights, *self.phi_biases], dict)
+
+    def remember(self, memo: dict, key, build: Callable[[], T]) -> T:
+        """A value of ``memo``, one for each CUDA stream: another stream would have to wait for the one that builds."""
+        stream = torch.cuda.current_stream() if self.codebooks.is_cuda else None
+        if (stream, key) not in memo:
+            memo[stream, key] = build()
+        return memo[stream, key]
+
+    def searched(self, memo: dict) -> tuple[Tensor, Tensor]:
+        """The codebooks as the search sees them, and the squared norms of their rows."""
+        books = self.codebooks.contiguous()
+        if self.metric == "cosine":
+            books = self.remember(memo, "unit codebooks", lambda: F.normalize(books, dim=-1))
+        return books, self.remember(memo, ("norms", self.metric), lambda: books.square().sum(-1))
+
+    def groups(self, scales: range, length: int, memo: dict) -> Iterator[_Group]:
+        """Consecutive scales whose tables may exist at once: all of ``scales``, or each alone if they are too large."""
+        if not scales:
+            return
+        if not self.phi_weights:
+            yield _Group(scales, self.codebooks.contiguous(), None, self.layout(length, [e for e, _ in self.pairs]))
+        elif 4 * len(set(self.pairs)) * self.codebooks[0].numel() * self.taps <= TABLE_LIMIT:
+            yield self._group(scales, length, memo)
+        else:
+            for s in scales:
+                yield self._group(range(s, s + 1), length, {})
+
+    def _group(self, scales: range, length: int, memo: dict) -> _Group:
+        pairs = tuple(dict.fromkeys(self.pairs[s] for s in scales))
+        table, bias = self.remember(memo, pairs, lambda: self._build(pairs))
+        return _Group(scales, table, bias, self.layout(length, [pairs.index(p) if p in pairs else 0 for p in self.pairs]))
+
+    def _build(self, pairs: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+        """`table_kernel`'s tables of these pairs ``[P, K, taps, D]``, narrow kernels centred; all phi biases."""
+        books, taps = self.codebooks.contiguous(), self.taps
+        _, size, dim = books.shape
+        packed = books.new_zeros(len(self.phi_weights), taps, dim, dim)
+        for kernel, weight in zip(packed, self.phi_weights, strict=True):
+            margin = (taps - weight.shape[-1]) // 2
+            kernel[margin : taps - margin] = 0.5 * weight.permute(2, 1, 0)
+        packed[:, taps // 2].diagonal(dim1=1, dim2=2).add_(0.5)
+        table = books.new_empty(len(pairs), size, taps, dim)
+        grid = _blocks((len(pairs) * taps,), size, dim)
+        numbers = _upload(pairs, torch.int32, books.device)
+        kernels.table_kernel[grid](table, books, packed, numbers, size, D=dim, TAPS=taps, **kernels.TABLE)
+        return table, torch.stack(list(self.phi_biases))
+
+    def layout(self, length: int, tables: Sequence[int]) -> Tensor:
+        """The kernels' ``layout`` of this schedule on sequences of ``length`` frames."""
+        widths = [weight.shape[-1] for weight in self.phi_weights] or [1]
+        offsets = [sum(self.lengths[:s]) for s in self.scales]
+        books, phis = zip(*self.pairs, strict=True)
+        rows = zip(self.lengths, offsets, books, tables, phis, (widths[k] for k in phis), strict=True)
+        wide = 2 * (length + self.taps) * max(self.lengths) >= 1 << 31
+        return _upload(tuple(rows), torch.int64 if wide else torch.int32, self.codebooks.device)
+
+
+@dataclass(frozen=True)
+class _Group:
+    scales: range
+    table: Tensor
+    bias: Tensor | None
+    layout: Tensor
+
+
+@functools.lru_cache(maxsize=256)
+def _upload(rows: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A few integers on the device. Copied there once, so that later calls neither copy nor wait."""
+    return torch.tensor(rows, dtype=dtype, device=device)
+
+
+def _run_scales(levels, x, mask, codes, rows, memo, training=(None,) * 4, per_scale=False, keep_rows=False) -> None:
+    batch, length, dim = x.shape
+    books, norms = levels.searched(memo)
+    mask = None if mask is None else mask.contiguous()
+    residual = torch.empty_like(x)
+    for group in levels.groups(levels.scales, length, memo):
+        kernels.residual_kernel[(batch,)](
+            x, mask, residual, rows, codes, books, norms, group.table, group.bias, group.layout, *training,
+            length, books.shape[1], codes.shape[1], rows.shape[1], group.scales.start, group.scales.stop,
+            D=dim, TAPS=levels.taps, COSINE=levels.metric == "cosine", PER_SCALE=per_scale, KEEP_ROWS=keep_rows,
+            BLOCK_D=triton.next_power_of_2(dim), **kernels.search_blocks(x.device),
+        )  # fmt: skip
+        x = residual
+
+
+def _decode(levels, codes, length: int, scales: range, *, base=None, keep_scales: bool = False) -> Tensor:
+    """The sum of ``base`` and the contributions of ``scales``, whose codes these are; KEEP_SCALES: every partial sum."""
+    batch, (_, size, dim) = codes.shape[0], levels.codebooks.shape
+    torch._assert_async(((codes >= -1) & (codes < size)).all(), f"codes must be in [-1, {size})")
+    codes = codes.contiguous()
+    out = levels.codebooks.new_empty(*([len(scales)] if keep_scales else []), batch, length, dim)
+    skip = sum(levels.lengths[: scales.start])
+    for group in levels.groups(scales, length, levels.memo()):
+        first, last = group.scales.start, group.scales.stop
+        kernels.decode_kernel[_blocks((batch,), length)](
+            out, base, codes, group.table, group.bias, group.layout, length, size, codes.shape[1], skip, first, last,
+            D=dim, TAPS=levels.taps, KEEP_SCALES=keep_scales, **kernels.row_blocks(dim),
+        )  # fmt: skip
+        base = out[last - 1] if keep_scales else out
+    return out
+
+
+def _pool(levels, sequences: Tensor, scales: range) -> Tensor:
+    """``sequences[scale, B, T, D]`` pooled to the length of each of ``scales``: ``[B, sum of lengths, D]``."""
+    _, batch, length, dim = sequences.shape
+    lengths = levels.lengths[scales.start : scales.stop]
+    out = sequences.new_empty(batch, sum(lengths), dim)
+    if lengths:
+        layout = levels.layout(length, [0] * len(levels.lengths))
+        skip = sum(levels.lengths[: scales.start])
+        kernels.pool_kernel[_blocks((batch, len(lengths)), max(lengths))](
+            out, sequences, layout, length, out.shape[1], skip, scales.start,
+            D=dim, **kernels.row_blocks(dim),
+        )  # fmt: skip
+    return out
+
+
+def _statistics(levels, codes: Tensor, rows: Tensor, samples: Tensor | None) -> Tensor:
+    """Hits and sums of each code, and the sampled rows, flat, from the downsampled ``rows[B, tokens, D]``."""
+    books, size, dim = levels.codebooks.shape
+    layout = levels.layout(rows.shape[1], [0] * len(levels.lengths)).long()
+    book, length, offset = (layout[:, field.value] for field in (kernels.BOOK, kernels.LENGTH, kernels.OFFSET))
+    start = torch.repeat_interleave(book * size, length, output_size=levels.tokens)
+    # "No code" goes to a row after the last, which is dropped: a NaN times zero would still be one.
+    code = torch.where(codes >= 0, codes + start, books * size).flatten()
+    hits = rows.new_zeros(books * size + 1).index_add_(0, code, rows.new_ones(()).expand(code.shape))
+    sums = rows.new_zeros(books * size + 1, dim).index_add_(0, code, rows.flatten(0, 1))
+    parts = [hits[:-1], sums[:-1].flatten()]
+    if samples is not None:
+        length, offset = length[:books, None], offset[:books, None]
+        parts.append(rows[samples // length, samples % length + offset].flatten())
+    return torch.cat(parts)
+
+
+def _phi_grads(levels, codes: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """For each phi kernel the sums of ``residuals[S, B, T, D]`` times its input at each tap, and of them alone."""
+    scales, batch, length, dim = residuals.shape
+    layout = levels.layout(length, [0] * scales)
+    weights = residuals.new_empty(scales, dim, dim, levels.taps)
+    books = levels.codebooks.contiguous()
+    kernels.phi_grad_kernel[_blocks((scales * levels.taps,), dim, dim)](
+        weights, residuals, codes, books, layout, batch, length, books.shape[1], levels.tokens,
+        D=dim, TAPS=levels.taps, **kernels.PHI_GRAD,
+    )  # fmt: skip
+    phi, kernel_count = layout[:, kernels.PHI.value], len(levels.phi_weights)
+    return (
+        weights.new_zeros(kernel_count, *weights.shape[1:]).index_add_(0, phi, weights),
+        weights.new_zeros(kernel_count, dim).index_add_(0, phi, residuals.sum((1, 2))),
+    )
+
+
+def _blocks(leading: tuple[int, ...], rows: int, columns: int | None = None) -> Callable[[dict], tuple[int, ...]]:
+    """A grid: the leading sizes, then one program per block of rows, and of columns."""
+
+    def grid(meta: dict) -> tuple[int, ...]:
+        blocks = (triton.cdiv(rows, meta["BLOCK_M"]),)
+        return leading + blocks + (() if columns is None else (triton.cdiv(columns, meta["BLOCK_N"]),))
+
+    return grid

@@ -48,22 +48,24 @@ def test_filters_have_unit_area_where_bins_are_dense():
 
 def test_mel_scale_inverts():
     frequency = torch.linspace(0.0, 12_000.0, 1001, dtype=torch.float64)
-    torch.testing.assert_close(losses.mel_to_hz(losses.hz_to_mel(frequency)), frequency, rtol=1e-12, atol=1e-9)
+    back = losses.mel_to_hz(losses.hz_to_mel(frequency))
+    torch.testing.assert_close(back, frequency, rtol=1e-12, atol=1e-9)
 
 
 @pytest.mark.parametrize("window", losses.WINDOWS)
 def test_spectrogram_against_a_float64_dft(window):
-    hop, x = window // 4, wave(1, 4096)
+    hop, x = window // 4, wave(1, 4096).double()
     pad = (window - hop) // 2
-    padded = np.pad(x.double().numpy()[0, 0], pad, mode="reflect")
+    padded = np.pad(x.numpy()[0, 0], pad, mode="reflect")
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop] * hann
     power = np.abs(np.fft.rfft(frames)) ** 2
     expected = np.log10(np.maximum(plain_filter_bank(window, 64, 24_000) @ power.T, 1e-5))
 
-    ours = losses.LogMelSpectrogram(window, hop)(x)
+    ours = losses.LogMelSpectrogram(window, hop).double()(x)
     assert ours.shape == (1, 1, 64, 4096 // hop)
-    np.testing.assert_allclose(ours[0, 0].numpy(), expected, rtol=0, atol=1e-3)
+    # Windows and filters were rounded to float32 before: 1e-7 of the loudest bin, seen in the quietest.
+    np.testing.assert_allclose(ours[0, 0].numpy(), expected, rtol=0, atol=1e-5)
 
 
 def test_terms_and_weights():
@@ -84,7 +86,8 @@ def test_gradient_is_finite_and_descends(estimate):
     estimate = estimate.clone().requires_grad_()
     terms = loss(estimate, target)
     (gradient,) = torch.autograd.grad(terms.total, estimate)
-    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
     step = 1e-3 * gradient / gradient.abs().max()
     assert loss(estimate - step, target).total < terms.total
 
@@ -96,4 +99,5 @@ def test_nothing_is_rebuilt_per_call(monkeypatch):
     monkeypatch.setattr(torch, "hann_window", None)
     loss(wave(), wave(seed=1))
     assert before == {name: buffer.data_ptr() for name, buffer in loss.named_buffers()}
-    assert len(before) == 2 * len(losses.WINDOWS) and not loss.state_dict()
+    assert len(before) == 2 * len(losses.WINDOWS)
+    assert not loss.state_dict()

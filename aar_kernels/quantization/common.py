@@ -1,0 +1,31 @@
+"""What the fast backends share: how codes act on the sequence, as rows of a table (design: see `fold`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def fold(phi_weights: Sequence[Tensor], phi_biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """phi(u) = (u + conv(u)) / 2 as one convolution: weights ``[P, taps, out, in]`` and biases ``[P, out]``.
+
+    Kernels narrower than the widest are padded with zero taps. Since phi and the interpolation are linear, a code E
+    acts on the sequence through its ``taps`` rows ``folded[tap] @ E`` alone: no convolution is left to do.
+    """
+    taps = max(weight.shape[-1] for weight in phi_weights)
+    dim = phi_weights[0].shape[0]
+    folded = phi_weights[0].new_zeros(len(phi_weights), taps, dim, dim)
+    for out, weight in zip(folded, phi_weights, strict=True):
+        margin = (taps - weight.shape[-1]) // 2
+        out[margin : taps - margin] = 0.5 * weight.permute(2, 0, 1)
+    folded[:, taps // 2] += 0.5 * torch.eye(dim, dtype=folded.dtype, device=folded.device)
+    return folded, 0.5 * torch.stack(list(phi_biases))
+
+
+def table_layout(books: int, phi_index: Sequence[int], scales: int) -> tuple[list[tuple[int, int]], list[int]]:
+    """The distinct (codebook, phi kernel) pairs, and which of them each scale uses."""
+    pairs = [(s if books > 1 else 0, phi_index[s]) for s in range(scales)]
+    distinct = list(dict.fromkeys(pairs))
+    return distinct, [distinct.index(pair) for pair in pairs]

@@ -1,0 +1,215 @@
+// The operators `aar_native::*` on LibTorch's stable ABI: they unwrap tensors and call the kernels, nothing else.
+// Shapes and dtypes are checked by the callers in aar_kernels, which are the only ones; what would make a kernel read
+// outside a buffer is checked here again.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "aar/msrq.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+using MaybeTensor = std::optional<Tensor>;
+
+aar::ThreadPool pool() {
+  return {int(torch::stable::get_num_threads()), [](int64_t n, void (*fn)(int64_t, int64_t, void*), void* context) {
+            torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { fn(begin, end, context); });
+          }};
+}
+
+template <class T>
+T* data(const Tensor& tensor, ScalarType dtype) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == dtype,
+                  "aar_native: expected a contiguous CPU tensor of another dtype or device");
+  return static_cast<T*>(tensor.data_ptr());
+}
+float* floats(const Tensor& tensor) { return data<float>(tensor, ScalarType::Float); }
+int64_t* longs(const Tensor& tensor) { return data<int64_t>(tensor, ScalarType::Long); }
+const float* floats(const MaybeTensor& tensor) { return tensor ? floats(*tensor) : nullptr; }
+
+Tensor make(const Tensor& like, Ints sizes, ScalarType dtype = ScalarType::Float) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+Tensor make_zeros(const Tensor& like, Ints sizes) { return torch::stable::new_zeros(like, sizes); }
+
+aar::Shape shape_of(const Tensor& codebooks, const Ints& lengths, bool cosine) {
+  aar::Shape shape{int64_t(lengths.size()), codebooks.size(0), codebooks.size(1), codebooks.size(2), lengths.data(),
+                   cosine};
+  STD_TORCH_CHECK(shape.books == 1 || shape.books == shape.scales, "aar_native: one codebook per scale, or one");
+  for (int64_t n : lengths) STD_TORCH_CHECK(n > 0, "aar_native: lengths must be positive");
+  return shape;
+}
+
+aar::Packed packed_of(const aar::Shape& shape, const std::vector<Tensor>& packed) {
+  const aar::PackedSizes sizes = aar::packed_sizes(shape);
+  STD_TORCH_CHECK(packed.size() == 5 && packed[0].numel() == sizes.codes && packed[1].numel() == sizes.scale &&
+                      packed[3].numel() == sizes.exact && packed[4].numel() == sizes.bound,
+                  "aar_native: packed codebooks of another shape");
+  return {data<int16_t>(packed[0], ScalarType::Short), floats(packed[1]), floats(packed[2]), floats(packed[3]),
+          floats(packed[4])};
+}
+
+// table[tables][codes][taps][dim], folded[kernels][dim][taps * dim], bias[kernels][dim].
+aar::Action action_of(const aar::Shape& shape, const Tensor& codebooks, const MaybeTensor& table, const Ints& table_of,
+                      const MaybeTensor& folded, const MaybeTensor& bias, const Ints& kernel_of, int64_t taps) {
+  const int64_t row = shape.codes * taps * shape.dim, kernels = bias ? bias->size(0) : 0;
+  for (int64_t t : table_of)
+    STD_TORCH_CHECK(table && t >= 0 && (t + 1) * row <= table->numel(), "aar_native: no such table");
+  for (int64_t k : kernel_of)
+    STD_TORCH_CHECK(k >= 0 && k < kernels && (!folded || (k + 1) * shape.dim * taps * shape.dim <= folded->numel()),
+                    "aar_native: no such phi kernel");
+  STD_TORCH_CHECK((!table || int64_t(table_of.size()) == shape.scales) &&
+                      (!bias || int64_t(kernel_of.size()) == shape.scales) && (table || folded || taps == 1),
+                  "aar_native: phi is incomplete");
+  return {taps, floats(codebooks), floats(table), table_of.data(), floats(folded), floats(bias), kernel_of.data(),
+          kernels};
+}
+
+const uint8_t* mask_of(const MaybeTensor& mask) {
+  return mask ? data<uint8_t>(*mask, ScalarType::Bool) : nullptr;
+}
+
+int64_t sum(const Ints& values) {
+  int64_t total = 0;
+  for (int64_t value : values) total += value;
+  return total;
+}
+
+std::vector<Tensor> msrq_pack(Tensor codebooks, bool cosine) {
+  const Ints lengths(codebooks.size(0), 1);
+  const aar::Shape shape = shape_of(codebooks, lengths, cosine);
+  const aar::PackedSizes sizes = aar::packed_sizes(shape);
+  std::vector<Tensor> packed = {make(codebooks, {sizes.codes}, ScalarType::Short), make(codebooks, {sizes.scale}),
+                                make(codebooks, {sizes.scale}), make(codebooks, {sizes.exact}),
+                                make(codebooks, {sizes.bound})};
+  aar::kernels().pack(shape, floats(codebooks), packed_of(shape, packed), pool());
+  return packed;
+}
+
+Tensor msrq_table(Tensor codebook, Tensor folded, int64_t taps) {
+  const int64_t codes = codebook.size(0), dim = codebook.size(1);
+  STD_TORCH_CHECK(folded.numel() == dim * taps * dim, "aar_native: folded weights of another shape");
+  Tensor table = make(codebook, {codes, taps, dim});
+  aar::kernels().build_table(floats(codebook), floats(folded), codes, dim, taps, floats(table), pool());
+  return table;
+}
+
+Tensor msrq_encode(Tensor x, MaybeTensor mask, Tensor codebooks, Ints lengths, bool cosine, std::vector<Tensor> packed,
+                   MaybeTensor table, Ints table_of, MaybeTensor folded, MaybeTensor bias, Ints kernel_of,
+                   int64_t taps) {
+  const aar::Shape shape = shape_of(codebooks, lengths, cosine);
+  const aar::Action action = action_of(shape, codebooks, table, table_of, folded, bias, kernel_of, taps);
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
+                  "aar_native: x must be [batch, T, latent]");
+  Tensor out = make(x, {x.size(0), sum(lengths)}, ScalarType::Long);
+  aar::kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), x.size(0), x.size(1),
+                        longs(out), nullptr, pool());
+  return out;
+}
+
+// quantized, codes, loss sums [batch] in double, residual sum, what phi's gradients are made of (see aar::Training),
+// statistics.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> msrq_quantize(
+    Tensor x, MaybeTensor mask, Tensor codebooks, Ints lengths, bool cosine, std::vector<Tensor> packed,
+    MaybeTensor folded, MaybeTensor bias, Ints kernel_of, int64_t taps, MaybeTensor samples, bool want_statistics,
+    bool want_phi_grad) {
+  const aar::Shape shape = shape_of(codebooks, lengths, cosine);
+  const aar::Action action = action_of(shape, codebooks, std::nullopt, {}, folded, bias, kernel_of, taps);
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
+                  "aar_native: x must be [batch, T, latent]");
+  const int64_t batch = x.size(0), tokens = sum(lengths), wide = taps * shape.dim, threads = pool().threads;
+  Tensor quantized = make(x, {batch, x.size(1), shape.dim}), residual_sum = make(x, {batch, x.size(1), shape.dim});
+  Tensor codes = make(x, {batch, tokens}, ScalarType::Long), loss = make(x, {batch}, ScalarType::Double);
+  Tensor rows = make(x, {want_statistics ? batch * tokens * shape.dim : 0});
+  const int64_t shares = want_phi_grad ? threads : 0;
+  Tensor weight_grad = make_zeros(x, {shares, action.kernels, wide * shape.dim});
+  Tensor bias_grad = make_zeros(x, {shares, action.kernels, shape.dim});
+  const aar::Training training{floats(quantized), data<double>(loss, ScalarType::Double), floats(residual_sum),
+                               want_statistics ? floats(rows) : nullptr,
+                               want_phi_grad ? floats(weight_grad) : nullptr,
+                               want_phi_grad ? floats(bias_grad) : nullptr, threads};
+  aar::kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), batch, x.size(1),
+                        longs(codes), &training, pool());
+
+  const int64_t hits = shape.books * shape.codes, sums = hits * shape.dim;
+  Tensor statistics = make(x, {want_statistics ? hits + sums * (samples ? 2 : 1) : 0});
+  if (want_statistics && batch > 0) {
+    STD_TORCH_CHECK(!samples || samples->numel() == hits, "aar_native: one sample per code");
+    for (int64_t i = 0; samples && i < hits; i++) {
+      const int64_t row = longs(*samples)[i];
+      STD_TORCH_CHECK(row >= 0 && row < batch * lengths[i / shape.codes], "samples name rows outside the batch");
+    }
+    float* out = floats(statistics);
+    aar::kernels().statistics(shape, floats(rows), longs(codes), batch, samples ? longs(*samples) : nullptr, out,
+                              out + hits, out + hits + sums, pool());
+  } else if (want_statistics) {
+    torch::stable::zero_(statistics);
+  }
+  return {quantized, codes, loss, residual_sum, weight_grad, bias_grad, statistics};
+}
+
+// Adds the codes of scales [first, last) to f_hat in place; fills `scales` and `next` where they have room.
+void msrq_decode(Tensor codes, Tensor codebooks, Ints lengths, MaybeTensor table, Ints table_of, MaybeTensor folded,
+                 MaybeTensor bias, Ints kernel_of, int64_t taps, int64_t first, int64_t last, Tensor f_hat,
+                 MaybeTensor scales, MaybeTensor next) {
+  const aar::Shape shape = shape_of(codebooks, lengths, false);
+  const aar::Action action = action_of(shape, codebooks, table, table_of, folded, bias, kernel_of, taps);
+  STD_TORCH_CHECK(first >= 0 && first <= last && last <= shape.scales, "aar_native: no such scales");
+  const int64_t batch = codes.size(0), length = f_hat.size(1);
+  int64_t tokens = 0, pooled = 0;
+  for (int64_t s = first; s < last; s++) {
+    tokens += lengths[s];
+    if (s + 1 < shape.scales) pooled += lengths[s + 1];
+  }
+  STD_TORCH_CHECK(codes.numel() == batch * tokens && f_hat.numel() == batch * length * shape.dim &&
+                      (!scales || scales->numel() == (last - first) * f_hat.numel()) &&
+                      (!next || next->numel() == batch * pooled * shape.dim),
+                  "aar_native: codes or outputs of another shape");
+  const bool ok = aar::kernels().decode(
+      shape, action, longs(codes), batch, length, first, last, floats(f_hat), scales ? floats(*scales) : nullptr,
+      next ? floats(*next) : nullptr, pooled * shape.dim, pool());
+  STD_TORCH_CHECK(ok, "codes must be in [-1, ", shape.codes, ")");
+}
+
+std::string isa_report() { return aar::isa_report(); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(aar_native, m) {
+  m.def("isa_report() -> str");
+  m.def("msrq_pack(Tensor codebooks, bool cosine) -> Tensor[]");
+  m.def("msrq_table(Tensor codebook, Tensor folded, int taps) -> Tensor");
+  m.def(
+      "msrq_encode(Tensor x, Tensor? mask, Tensor codebooks, int[] lengths, bool cosine, Tensor[] packed, Tensor? "
+      "table, int[] table_of, Tensor? folded, Tensor? bias, int[] kernel_of, int taps) -> Tensor");
+  m.def(
+      "msrq_quantize(Tensor x, Tensor? mask, Tensor codebooks, int[] lengths, bool cosine, Tensor[] packed, Tensor? "
+      "folded, Tensor? bias, int[] kernel_of, int taps, Tensor? samples, bool want_statistics, bool want_phi_grad) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "msrq_decode(Tensor codes, Tensor codebooks, int[] lengths, Tensor? table, int[] table_of, Tensor? folded, "
+      "Tensor? bias, int[] kernel_of, int taps, int first, int last, Tensor(a!) f_hat, Tensor(b!)? scales, "
+      "Tensor(c!)? next) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(aar_native, CPU, m) {
+  m.impl("msrq_pack", TORCH_BOX(&msrq_pack));
+  m.impl("msrq_table", TORCH_BOX(&msrq_table));
+  m.impl("msrq_encode", TORCH_BOX(&msrq_encode));
+  m.impl("msrq_quantize", TORCH_BOX(&msrq_quantize));
+  m.impl("msrq_decode", TORCH_BOX(&msrq_decode));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(aar_native, CompositeExplicitAutograd, m) {
+  m.impl("isa_report", TORCH_BOX(&isa_report));
+}

@@ -1,0 +1,58 @@
+// C[M][N] += A B for the small products of the quantizer (dim 8 to 128 a side): register tiles over packed panels of B.
+#pragma once
+#include "simd.h"
+
+namespace aar {
+namespace AAR_ISA {
+
+constexpr int kTileRows = kRegisters == 32 ? 12 : 6;
+constexpr int kTileColumns = 2 * kLanes;
+
+template <int ROWS>
+inline void gemm_tile(const float* a, int64_t a_row, int64_t a_k, const float* panel, int64_t depth, float* c,
+                      int64_t c_row, int columns) {
+  Floats sum[ROWS][2] = {};
+  for (int64_t k = 0; k < depth; k++) {
+    const Floats b0 = load(panel + k * kTileColumns), b1 = load(panel + k * kTileColumns + kLanes);
+    for (int r = 0; r < ROWS; r++) {
+      const Floats x = splat(a[r * a_row + k * a_k]);
+      sum[r][0] = fma(x, b0, sum[r][0]);
+      sum[r][1] = fma(x, b1, sum[r][1]);
+    }
+  }
+  for (int r = 0; r < ROWS; r++) {
+    float* out = c + r * c_row;
+    if (columns == kTileColumns) {
+      store(out, load(out) + sum[r][0]);
+      store(out + kLanes, load(out + kLanes) + sum[r][1]);
+    } else {
+      for (int j = 0; j < columns; j++) out[j] += sum[r][j / kLanes][j % kLanes];
+    }
+  }
+}
+
+template <int ROWS>
+inline void gemm_edge(int rows, const float* a, int64_t a_row, int64_t a_k, const float* panel, int64_t depth,
+                      float* c, int64_t c_row, int columns) {
+  if constexpr (ROWS > 0) {
+    if (rows == ROWS) return gemm_tile<ROWS>(a, a_row, a_k, panel, depth, c, c_row, columns);
+    gemm_edge<ROWS - 1>(rows, a, a_row, a_k, panel, depth, c, c_row, columns);
+  }
+}
+
+// A is a[m * a_row + k * a_k], B is b[k][N], C is c[M][N]. `panel` is scratch of depth * kTileColumns floats.
+inline void gemm_accumulate(int64_t M, int64_t N, int64_t depth, const float* a, int64_t a_row, int64_t a_k,
+                            const float* b, float* c, float* panel) {
+  for (int64_t n = 0; n < N; n += kTileColumns) {
+    const int columns = N - n < kTileColumns ? int(N - n) : kTileColumns;
+    for (int64_t k = 0; k < depth; k++)
+      for (int j = 0; j < kTileColumns; j++) panel[k * kTileColumns + j] = j < columns ? b[k * N + n + j] : 0.0f;
+    for (int64_t m = 0; m < M; m += kTileRows) {
+      const int rows = M - m < kTileRows ? int(M - m) : kTileRows;
+      gemm_edge<kTileRows>(rows, a + m * a_row, a_row, a_k, panel, depth, c + m * N + n, N, columns);
+    }
+  }
+}
+
+}  // namespace AAR_ISA
+}  // namespace aar

@@ -1,0 +1,323 @@
+// The drivers: a block of items goes through one level at a time, so that a codebook is read once per block while the
+// residuals of the block stay in the second-level cache.
+#pragma once
+#include "aar/msrq.h"
+#include "gemm.h"
+#include "resample.h"
+#include "search.h"
+
+namespace aar {
+namespace AAR_ISA {
+
+template <class F>
+inline void parallel(const ThreadPool& pool, int64_t n, const F& f) {
+  if (pool.threads <= 1 || pool.run == nullptr || n <= 1) {
+    if (n > 0) f(int64_t(0), n);
+    return;
+  }
+  pool.run(n, [](int64_t begin, int64_t end, void* f) { (*static_cast<const F*>(f))(begin, end); },
+           const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+inline int64_t total_tokens(const Shape& shape) {
+  int64_t total = 0;
+  for (int64_t s = 0; s < shape.scales; s++) total += shape.lengths[s];
+  return total;
+}
+
+inline int64_t longest(const Shape& shape) {
+  int64_t n = 0;
+  for (int64_t s = 0; s < shape.scales; s++) n = shape.lengths[s] > n ? shape.lengths[s] : n;
+  return n;
+}
+
+inline void pack(const Shape& shape, const float* codebooks, const Packed& packed, const ThreadPool& pool) {
+  parallel(pool, shape.books, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; b++) pack_book(codebooks + b * shape.codes * shape.dim, shape, packed, b);
+  });
+}
+
+inline void build_table(const float* codebook, const float* folded, int64_t codes, int64_t dim, int64_t taps,
+                        float* table, const ThreadPool& pool) {
+  const int64_t wide = taps * dim, chunk = 128;
+  parallel(pool, (codes + chunk - 1) / chunk, [&](int64_t begin, int64_t end) {
+    Buffer<float> panel(dim * kTileColumns);
+    const int64_t first = begin * chunk, last = end * chunk < codes ? end * chunk : codes;
+    std::memset(table + first * wide, 0, sizeof(float) * (last - first) * wide);
+    gemm_accumulate(last - first, wide, dim, codebook + first * dim, dim, 1, folded, table + first * wide, panel);
+  });
+}
+
+// Pointers to the rows through which codes act, of one scale and any number of codes.
+class Rows {
+ public:
+  Rows(const Shape& shape, const Action& action, int64_t capacity)
+      : shape_(shape), action_(action), wide_(action.taps * shape.dim),
+        computes_(action.table == nullptr && action.folded != nullptr), pointers(capacity),
+        codes(computes_ ? capacity * shape.dim : 0), computed_(computes_ ? capacity * wide_ : 0),
+        panel_(computes_ ? shape.dim * kTileColumns : 0), zeros_(wide_) {
+    std::memset(zeros_, 0, sizeof(float) * wide_);
+  }
+
+  void find(int64_t s, const int64_t* idx, int64_t n) {
+    const float* book = action_.codebooks + (shape_.books > 1 ? s : 0) * shape_.codes * shape_.dim;
+    const float* table = computes_ ? computed_.get()
+                         : action_.table != nullptr ? action_.table + action_.table_of[s] * shape_.codes * wide_ : book;
+    for (int64_t i = 0; i < n; i++)
+      pointers[i] = idx[i] < 0 ? zeros_.get() : table + (computes_ ? i : idx[i]) * wide_;
+    if (!computes_) return;
+    for (int64_t i = 0; i < n; i++) {
+      float* row = codes + i * shape_.dim;
+      if (idx[i] < 0) std::memset(row, 0, sizeof(float) * shape_.dim);
+      else std::memcpy(row, book + idx[i] * shape_.dim, sizeof(float) * shape_.dim);
+    }
+    std::memset(computed_, 0, sizeof(float) * n * wide_);
+    gemm_accumulate(n, wide_, shape_.dim, codes, shape_.dim, 1,
+                    action_.folded + action_.kernel_of[s] * shape_.dim * wide_, computed_, panel_);
+  }
+
+ private:
+  const Shape& shape_;
+  const Action& action_;
+  int64_t wide_;
+  bool computes_;
+
+ public:
+  Buffer<const float*> pointers;
+  Buffer<float> codes;  // the code of each row, filled where rows are computed
+
+ private:
+  Buffer<float> computed_, panel_, zeros_;
+};
+
+inline const float* bias_of(const Shape& shape, const Action& action, int64_t s) {
+  return action.bias == nullptr ? nullptr : action.bias + action.kernel_of[s] * shape.dim;
+}
+
+inline bool all_finite(const float* x, int64_t n) {
+  // x - x is 0 for a finite x and NaN otherwise; NaN survives every addition.
+  Floats sum = splat(0.0f);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) sum += load(x + i) - load(x + i);
+  float rest = sum_lanes(sum);
+  for (; i < n; i++) rest += x[i] - x[i];
+  return rest == 0.0f;
+}
+
+inline double squared_norm(const float* x, int64_t n) {
+  double total = 0.0;
+  for (int64_t begin = 0; begin < n; begin += 4096) {
+    const int64_t end = begin + 4096 < n ? begin + 4096 : n;
+    Floats sum = splat(0.0f);
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) sum = fma(load(x + i), load(x + i), sum);
+    float rest = sum_lanes(sum);
+    for (; i < end; i++) rest += x[i] * x[i];
+    total += rest;
+  }
+  return total;
+}
+
+// Number of items whose residuals fit the second-level cache beside a codebook.
+inline int64_t block_items(int64_t batch, int64_t item_floats, int threads) {
+  int64_t block = (256 * 1024) / (4 * (item_floats > 0 ? item_floats : 1));
+  const int64_t share = (batch + threads - 1) / threads;
+  if (block > share) block = share;
+  return block < 1 ? 1 : block;
+}
+
+// One block of items of `encode`.
+class Encoder {
+ public:
+  Encoder(const Shape& shape, const Packed& packed, const Action& action, int64_t length, int64_t items)
+      : shape_(shape), packed_(packed), action_(action), length_(length), size_(length * shape.dim),
+        longest_(longest(shape)), residual_(items * size_), pooled_(items * longest_ * shape.dim),
+        idx_(items * longest_), seen_(items * (length + 1)), broken_(items), at_(length),
+        rows_(shape, action, items * longest_), scratch_(shape),
+        gradient_(items * longest_ * action.taps * shape.dim), panel_(items * longest_ * kTileColumns) {}
+
+  void run(const float* x, const uint8_t* mask, int64_t first, int64_t items, int64_t batch, int64_t tokens,
+           int64_t* out, const Training* training, int64_t thread) {
+    const int64_t dim = shape_.dim;
+    for (int64_t b = 0; b < items; b++) start(x + (first + b) * size_, mask, first + b, b);
+    for (int64_t s = 0, offset = 0; s < shape_.scales; offset += shape_.lengths[s++]) {
+      const int64_t n = shape_.lengths[s];
+      float* pooled = training != nullptr && training->rows != nullptr
+                          ? training->rows + (offset * batch + first * n) * dim : pooled_.get();
+      for (int64_t b = 0; b < items; b++)
+        pool(residual_ + b * size_, length_, dim, n, mask ? seen_ + b * (length_ + 1) : nullptr, pooled + b * n * dim);
+      search(pooled, items * n, book(shape_, packed_, s), shape_, scratch_, idx_);
+      for (int64_t b = 0; b < items; b++) {
+        if (broken_[b] || mask != nullptr) drop_unseen(n, mask != nullptr, b);
+        std::memcpy(out + (first + b) * tokens + offset, idx_ + b * n, sizeof(int64_t) * n);
+      }
+      if (training == nullptr && s + 1 == shape_.scales) break;
+      rows_.find(s, idx_, items * n);
+      positions(n, length_, at_);
+      for (int64_t b = 0; b < items; b++) {
+        float* r = residual_ + b * size_;
+        act(rows_.pointers + b * n, at_, action_.taps, length_, dim, bias_of(shape_, action_, s), -1.0f, r);
+        if (mask != nullptr) clear_masked(mask + (first + b) * length_, r);
+      }
+      if (training != nullptr) learn(s, first, items, *training, thread);
+    }
+    if (training != nullptr) finish(x, mask, first, items, *training);
+  }
+
+ private:
+  void start(const float* x, const uint8_t* mask, int64_t item, int64_t b) {
+    float* r = residual_ + b * size_;
+    std::memcpy(r, x, sizeof(float) * size_);
+    if (mask != nullptr) {
+      clear_masked(mask + item * length_, r);
+      int32_t* seen = seen_ + b * (length_ + 1);
+      seen[0] = 0;
+      for (int64_t t = 0; t < length_; t++) seen[t + 1] = seen[t] + (mask[item * length_ + t] != 0);
+    }
+    broken_[b] = !all_finite(r, size_);
+  }
+
+  void clear_masked(const uint8_t* mask, float* r) {
+    for (int64_t t = 0; t < length_; t++)
+      if (!mask[t]) std::memset(r + t * shape_.dim, 0, sizeof(float) * shape_.dim);
+  }
+
+  void drop_unseen(int64_t n, bool masked, int64_t b) {
+    const int32_t* seen = seen_ + b * (length_ + 1);
+    for (int64_t i = 0; i < n; i++) {
+      const int64_t begin = i * length_ / n, end = ((i + 1) * length_ + n - 1) / n;
+      if (broken_[b] || (masked && seen[end] == seen[begin])) idx_[b * n + i] = -1;
+    }
+  }
+
+  // After scale s the residual is what the loss and the gradients of the scale are made of.
+  void learn(int64_t s, int64_t first, int64_t items, const Training& training, int64_t thread) {
+    const int64_t n = shape_.lengths[s], dim = shape_.dim, wide = action_.taps * dim;
+    for (int64_t b = 0; b < items; b++) {
+      const float* r = residual_ + b * size_;
+      training.loss[first + b] = (s > 0 ? training.loss[first + b] : 0.0) + squared_norm(r, size_);
+      float* sum = training.residual_sum + (first + b) * size_;
+      if (s == 0) std::memcpy(sum, r, sizeof(float) * size_);
+      else add_scaled(sum, r, 1.0f, size_);
+    }
+    if (training.folded_grad == nullptr) return;
+    std::memset(gradient_, 0, sizeof(float) * items * n * wide);
+    for (int64_t b = 0; b < items; b++)
+      act_adjoint(residual_ + b * size_, at_, action_.taps, length_, dim, gradient_ + b * n * wide);
+    const int64_t kernel = thread * action_.kernels + action_.kernel_of[s];
+    gemm_accumulate(wide, dim, items * n, gradient_, 1, wide, rows_.codes, training.folded_grad + kernel * wide * dim,
+                    panel_);
+    for (int64_t i = 0; i < items * length_; i++)
+      add_scaled(training.bias_grad + kernel * dim, residual_ + i * dim, 1.0f, dim);
+  }
+
+  void finish(const float* x, const uint8_t* mask, int64_t first, int64_t items, const Training& training) {
+    for (int64_t b = 0; b < items; b++) {
+      float* q = training.quantized + (first + b) * size_;
+      std::memcpy(q, x + (first + b) * size_, sizeof(float) * size_);
+      if (mask != nullptr) clear_masked(mask + (first + b) * length_, q);
+      add_scaled(q, residual_ + b * size_, -1.0f, size_);
+    }
+  }
+
+  const Shape& shape_;
+  const Packed& packed_;
+  const Action& action_;
+  const int64_t length_, size_, longest_;
+  Buffer<float> residual_, pooled_;
+  Buffer<int64_t> idx_;
+  Buffer<int32_t> seen_;
+  Buffer<bool> broken_;
+  Buffer<Position> at_;
+  Rows rows_;
+  SearchScratch scratch_;
+  Buffer<float> gradient_, panel_;
+};
+
+inline void encode(const Shape& shape, const Packed& packed, const Action& action, const float* x,
+                   const uint8_t* mask, int64_t batch, int64_t length, int64_t* out, const Training* training,
+                   const ThreadPool& pool) {
+  const int64_t tokens = total_tokens(shape), block = block_items(batch, length * shape.dim, pool.threads);
+  const int64_t blocks = (batch + block - 1) / block;
+  const int64_t shares = pool.threads < blocks ? pool.threads : blocks;
+  // Shares are fixed before the threads are, so that sums come out alike whichever thread takes which share.
+  parallel(pool, shares, [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; share++) {
+      Encoder encoder(shape, packed, action, length, block);
+      for (int64_t i = blocks * share / shares; i < blocks * (share + 1) / shares; i++) {
+        const int64_t first = i * block, items = batch - first < block ? batch - first : block;
+        encoder.run(x, mask, first, items, batch, tokens, out, training, share);
+      }
+    }
+  });
+}
+
+inline bool decode(const Shape& shape, const Action& action, const int64_t* codes, int64_t batch, int64_t length,
+                   int64_t first, int64_t last, float* f_hat, float* scales_out, float* next_out,
+                   int64_t next_stride, const ThreadPool& pool) {
+  const int64_t dim = shape.dim, size = length * dim;
+  int64_t tokens = 0;
+  for (int64_t s = first; s < last; s++) tokens += shape.lengths[s];
+  for (int64_t i = 0; i < batch * tokens; i++)
+    if (codes[i] < -1 || codes[i] >= shape.codes) return false;
+  parallel(pool, batch, [&](int64_t begin, int64_t end) {
+    Rows rows(shape, action, longest(shape));
+    Buffer<Position> at(length);
+    for (int64_t s = first, offset = 0, next_offset = 0; s < last; offset += shape.lengths[s++]) {
+      positions(shape.lengths[s], length, at);
+      const int64_t n_next = s + 1 < shape.scales ? shape.lengths[s + 1] : 0;
+      for (int64_t b = begin; b < end; b++) {
+        rows.find(s, codes + b * tokens + offset, shape.lengths[s]);
+        act(rows.pointers, at, action.taps, length, dim, bias_of(shape, action, s), 1.0f, f_hat + b * size);
+        if (scales_out != nullptr)
+          std::memcpy(scales_out + ((s - first) * batch + b) * size, f_hat + b * size, sizeof(float) * size);
+        if (next_out != nullptr && n_next > 0)
+          aar::AAR_ISA::pool(f_hat + b * size, length, dim, n_next, nullptr, next_out + b * next_stride + next_offset);
+      }
+      next_offset += n_next * dim;
+    }
+  });
+  return true;
+}
+
+inline void statistics(const Shape& shape, const float* rows, const int64_t* codes, int64_t batch,
+                       const int64_t* samples, float* hits, float* sums, float* sampled, const ThreadPool& pool) {
+  // Every part of a codebook belongs to one task, which goes through the rows in order: the same sums each time.
+  const int64_t dim = shape.dim, tokens = total_tokens(shape), size = shape.codes;
+  const int64_t parts = shape.books > 1 ? 1 : pool.threads;
+  parallel(pool, shape.books * parts, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t book = task / parts, low = size * (task % parts) / parts, high = size * (task % parts + 1) / parts;
+      float *hit = hits + book * size, *sum = sums + book * size * dim;
+      std::memset(hit + low, 0, sizeof(float) * (high - low));
+      std::memset(sum + low * dim, 0, sizeof(float) * (high - low) * dim);
+      const float* scale_rows = rows;
+      for (int64_t s = 0, offset = 0; s < shape.scales; offset += shape.lengths[s++]) {
+        const int64_t n = shape.lengths[s];
+        if (shape.books == 1 || s == book) {
+          for (int64_t i = 0; i < batch * n; i++) {
+            const int64_t k = codes[(i / n) * tokens + offset + i % n];
+            if (k < low || k >= high) continue;
+            hit[k] += 1.0f;
+            add_scaled(sum + k * dim, scale_rows + i * dim, 1.0f, dim);
+          }
+          if (samples != nullptr && s == book)
+            for (int64_t k = low; k < high; k++)
+              std::memcpy(sampled + (book * size + k) * dim, scale_rows + samples[book * size + k] * dim,
+                          sizeof(float) * dim);
+        }
+        scale_rows += batch * n * dim;
+      }
+    }
+  });
+}
+
+}  // namespace AAR_ISA
+}  // namespace aar
+
+#define AAR_DEFINE_KERNELS(NAME, LABEL)                                                                        \
+  namespace aar {                                                                                              \
+  extern const Kernels NAME;                                                                                   \
+  const Kernels NAME = {LABEL,           AAR_ISA::pack,   AAR_ISA::build_table, AAR_ISA::encode, \
+                        AAR_ISA::decode, AAR_ISA::statistics};                                                 \
+  }

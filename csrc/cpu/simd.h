@@ -1,0 +1,118 @@
+// One vector type per instruction set, chosen by the flags of the translation unit. Everything below lives in a
+// namespace of the instruction set, so that the linker never takes one unit's code for another's.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#if defined(AAR_HAVE_X86)
+#include <immintrin.h>
+#endif
+
+namespace aar {
+namespace AAR_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kRegisters = 16;
+#else
+constexpr int kLanes = 4;
+constexpr int kRegisters = 16;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef int16_t Shorts __attribute__((vector_size(2 * kLanes)));
+
+inline Floats load(const float* p) {
+  Floats v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Ints load_ints(const void* p) {
+  Ints v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+inline Floats splat(float x) { return x - Floats{}; }
+inline void store_shorts(int16_t* p, Floats v) {
+  const Shorts s = __builtin_convertvector(__builtin_convertvector(v, Ints), Shorts);
+  std::memcpy(p, &s, sizeof s);
+}
+inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+inline Floats fma(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
+
+// The first `count` lanes of p, zeros behind: how loops treat the end of a row without reading beyond it.
+inline Floats load_part(const float* p, int64_t count) {
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < count && i < kLanes; i++) lanes[i] = p[i];
+  return load(lanes);
+}
+inline float max_lane(Floats v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; i++) best = v[i] > best ? v[i] : best;
+  return best;
+}
+inline float sum_lanes(Floats v) {
+  float sum = v[0];
+  for (int i = 1; i < kLanes; i++) sum += v[i];
+  return sum;
+}
+
+// Bit i is set where a[i] >= b[i].
+inline uint32_t mask_ge(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GE_OQ));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; i++) bits |= uint32_t(a[i] >= b[i]) << i;
+  return bits;
+#endif
+}
+
+// sum + a.even * b.even + a.odd * b.odd over the 16-bit halves of each 32-bit lane.
+inline Ints dot_pairs(Ints sum, Ints a, Ints b) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+  return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+// Scratch memory of a call: aligned, grown once, freed with the object.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t n) : data_(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 127) / 64 * 64))) {
+    if (data_ == nullptr) std::abort();
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  operator T*() { return data_; }
+  T* get() { return data_; }
+
+ private:
+  T* data_;
+};
+
+}  // namespace AAR_ISA
+}  // namespace aar

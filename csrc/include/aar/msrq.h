@@ -1,0 +1,88 @@
+// Multi-scale residual quantization over plain buffers: no framework, no Python.
+//
+// A quantizer is S levels over one residual r[T][D] of an item. Level s pools r to lengths[s] rows (area), finds the
+// nearest code of each, and subtracts what the codes stand for: their rows interpolated to T (linear) and convolved by
+// phi(u) = (u + conv(u)) / 2. Both are linear, so a code acts through `taps` rows, one for each tap of phi, folded
+// with the identity: h[t] = bias + sum over taps of interpolate(row[tap])(t + tap - taps / 2). Without phi taps is 1
+// and the row is the code itself.
+#pragma once
+#include <cstdint>
+
+namespace aar {
+
+// Runs fn(begin, end, context) over disjoint ranges that cover [0, n); ranges may run at the same time.
+struct ThreadPool {
+  int threads = 1;
+  void (*run)(int64_t n, void (*fn)(int64_t, int64_t, void*), void* context) = nullptr;
+};
+
+struct Shape {
+  int64_t scales = 0, books = 0, codes = 0, dim = 0;  // books is scales, or 1 for a codebook that all levels share
+  const int64_t* lengths = nullptr;                   // [scales]
+  bool cosine = false;
+};
+
+// Codebooks in the form the search reads. A code is screened by an exact integer dot product of 16-bit roundings, and
+// the few codes that rounding cannot tell apart are compared in double. Numbers of elements: `packed_sizes`.
+struct Packed {
+  int16_t* codes;  // [books][codes / 32][dim / 2][32][2], padded with zeros
+  float* scale;    // [books][codes padded to 32]: value of one unit of a code's integers
+  float* bias;     // [books][codes padded to 32]: |e|^2 / 2 (0 for cosine), +inf for padding
+  float* exact;    // [books][codes][dim]: the rows compared in double: e, normalised for cosine
+  float* bound;    // [books][3]: largest |e|, |e - rounded e|, finite bias
+};
+struct PackedSizes {
+  int64_t codes, scale, exact, bound;
+};
+PackedSizes packed_sizes(const Shape&);
+
+// How codes act on the residual. Either a table with the rows of every code, or, where codebooks change too often or
+// are too many for a table, the folded weights from which the rows of the codes in use are computed.
+struct Action {
+  int64_t taps = 1;
+  const float* codebooks = nullptr;  // [books][codes][dim]
+  const float* table = nullptr;      // [tables][codes][taps][dim], or null
+  const int64_t* table_of = nullptr; // [scales]
+  const float* folded = nullptr;     // [kernels][dim in][taps][dim out], read where table is null and taps > 1
+  const float* bias = nullptr;       // [kernels][dim], or null without phi
+  const int64_t* kernel_of = nullptr;  // [scales]
+  int64_t kernels = 0;
+};
+
+// Results of the training forward; `rows` and the gradients may be null.
+struct Training {
+  float* quantized;     // [batch][T][dim]
+  double* loss;         // [batch]: sum of squared residuals over scales, frames and channels
+  float* residual_sum;  // [batch][T][dim]: sum over scales of the residual after the scale
+  float* rows;          // [scale][batch][lengths[scale]][dim]: the pooled rows that were searched
+  // What the gradients of the loss by phi are made of, summed per thread into buffers that the caller has zeroed.
+  float* folded_grad;  // [threads][kernels][taps][dim out][dim in]: residual x interpolated code
+  float* bias_grad;    // [threads][kernels][dim]: residual
+  int64_t threads;
+};
+
+// Everything that is compiled once per instruction set.
+struct Kernels {
+  const char* name;
+  void (*pack)(const Shape&, const float* codebooks, const Packed&, const ThreadPool&);
+  // table[codes][taps][dim] from one codebook and one folded kernel
+  void (*build_table)(const float* codebook, const float* folded, int64_t codes, int64_t dim, int64_t taps,
+                      float* table, const ThreadPool&);
+  // x[batch][T][dim], mask[batch][T] or null -> out[batch][sum of lengths]. `training` may be null.
+  void (*encode)(const Shape&, const Packed&, const Action&, const float* x, const uint8_t* mask, int64_t batch,
+                 int64_t length, int64_t* out, const Training* training, const ThreadPool&);
+  // codes[batch][tokens of scales first..last) -> adds to f_hat[batch][length][dim]; after each scale, where given,
+  // copies to scales_out[scale - first][batch][length][dim] and pools to next_out[batch][next_stride / dim][dim].
+  // Returns false, having written nothing, where a code is outside [-1, codes).
+  bool (*decode)(const Shape&, const Action&, const int64_t* codes, int64_t batch, int64_t length, int64_t first,
+                 int64_t last, float* f_hat, float* scales_out, float* next_out, int64_t next_stride,
+                 const ThreadPool&);
+  // sums[books][codes][dim] and hits[books][codes] of the searched rows; sampled[books][codes][dim] from samples.
+  void (*statistics)(const Shape&, const float* rows, const int64_t* codes, int64_t batch, const int64_t* samples,
+                     float* hits, float* sums, float* sampled, const ThreadPool&);
+};
+
+const Kernels& kernels();    // the best level of this CPU, or the one that AAR_KERNELS_ISA names
+const char* isa_report();    // "built=portable,avx2,avx512;detected=...;active=..."
+
+}  // namespace aar

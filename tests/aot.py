@@ -1,0 +1,58 @@
+"""Compile Triton kernels for GPUs that are not there, and read what the compiler made of them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+# Shared memory that one program may use, in bytes, by compute capability.
+SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one program of a kernel takes: registers per thread, spilled bytes per thread, bytes of shared memory."""
+
+    registers: int
+    spills: int
+    shared: int
+    warps: int
+
+
+def compile_kernel(kernel, pointers: Mapping[str, str | None], constants: Mapping[str, object], capability: int):
+    """Compile ``kernel`` for sm_``capability``.
+
+    ``pointers`` gives the types of the pointers that are passed, aligned as PyTorch's are; an argument that is neither
+    there nor in ``constants`` is an int32 if its values are not specialised, else None. ``constants`` also holds the
+    launch options ``num_warps`` and ``num_stages``.
+    """
+    options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
+    numbers = {kernel.arg_names[i] if isinstance(i, int) else i for i in kernel.do_not_specialize}
+    types, values, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        types[name] = pointers.get(name) or ("i32" if name in numbers else "constexpr")
+        if types[name] == "constexpr":
+            values[i,] = constants.get(name)
+        elif types[name][0] == "*":
+            attributes[i,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, types, values, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(compiled) -> Resources:
+    """Read from the cubin by cuobjdump; the stack of a kernel is what it spills."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        report = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    registers, stack = (int(re.search(rf"{field}:(\d+)", report)[1]) for field in ("REG", "STACK"))
+    return Resources(registers, stack, compiled.metadata.shared, compiled.metadata.num_warps)
