@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import triton
@@ -56,3 +57,11 @@ def resources(compiled) -> Resources:
         report = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
     registers, stack = (int(re.search(rf"{field}:(\d+)", report)[1]) for field in ("REG", "STACK"))
     return Resources(registers, stack, compiled.metadata.shared, compiled.metadata.num_warps)
+
+
+def record(path: Path, figures: Mapping[str, Mapping[str, Resources]]) -> None:
+    """Write the resources of kernels, by target and name, beside the compiler's version."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {target: {name: asdict(used) for name, used in kernels.items()} for target, kernels in figures.items()}
+    report = {"compiled ahead of time, not run": True, "triton": triton.__version__, "kernels": plain}
+    path.write_text(json.dumps(report, indent=1) + "\n")

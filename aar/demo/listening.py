@@ -62,7 +62,7 @@ class Listening:
     def table(self) -> page.Table:
         """Tokens, bits and mean distance by kind, for each number of scales, of all that was shown."""
         config = self.sat.config
-        windows_per_second = config.sample_rate / config.window_samples
+        windows_per_second = self.rate / self.sat.windows(OVERLAP).hop
         bits = (config.codebook_size - 1).bit_length()
         tokens = list(accumulate(config.lengths))
         means = [_mean_columns(rows) for rows in self.distances.values()]
@@ -73,7 +73,7 @@ class Listening:
             distances = [f"{column[i]:.2f}" for column in (*means, overall)]
             rows.append([str(scale), f"{per_second:.0f}", f"{per_second * bits / 1000:.2f}", *distances])
         return page.Table(
-            "Multi-resolution mel distance to the source (less is nearer)",
+            f"Mel distance to the source, less is nearer; rates with the {OVERLAP:g} s that windows overlap",
             ["scales", "tokens/s", "kbit/s", *self.distances, "all"],
             rows,
         )

@@ -4,7 +4,7 @@ The trail of the operator: `reference` (the mathematics), `levels` (a quantizer 
 `ops` (schemas and autograd), `native` and `triton` (backends), `module` (the nn.Module).
 """
 
-from .api import decode, decode_scales, encode, next_scale_inputs, quantize, step
+from .api import decode, decode_scales, encode, next_scale_inputs, quantize, step, update
 from .levels import Levels, phi_sharing_index
 from .module import MultiScaleResidualQuantizer
 
@@ -18,4 +18,5 @@ __all__ = [
     "phi_sharing_index",
     "quantize",
     "step",
+    "update",
 ]

@@ -108,6 +108,29 @@ def quantize(
     return quantized.mT.to(x.dtype), codes, loss, numbers
 
 
+@torch.no_grad()
+def update(
+    codebooks: Tensor, cluster_size: Tensor, embed_avg: Tensor, statistics: Tensor, *, decay: float = 0.99,
+    epsilon: float = 1e-5, dead_code_threshold: float = 0.0, backend: str | None = None,
+) -> None:  # fmt: skip
+    """Update moving-average codebooks in place from the statistics of `quantize` (VQ-VAE, appendix A.1).
+
+    Args:
+        codebooks, embed_avg: ``[E, K, latent]``; embed_avg is the average of the sums of the rows that hit each code.
+        cluster_size: ``[E, K]``, the average number of hits.
+        statistics: as `quantize` returned them, summed over processes. With samples among them, codes whose average
+            hits are below ``dead_code_threshold`` are replaced by theirs.
+    """
+    if not codebooks.is_contiguous() or embed_avg.shape != codebooks.shape or not embed_avg.is_contiguous():
+        raise ValueError("codebooks and embed_avg must be contiguous and of one shape")
+    arguments = (codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_code_threshold)
+    name = dispatch.select("msrq_update", *arguments[:4], backend=backend)
+    if name == "reference":
+        reference.update(*arguments)
+    else:
+        ops.call("update", *arguments, name)
+
+
 def _run(name: str, backend: str | None, tensors: tuple, levels: Levels, *extra: int):
     grad = torch.is_grad_enabled() and any(w.requires_grad for w in (*levels.weights, *tensors[:1]))
     grad = grad and name != "encode"

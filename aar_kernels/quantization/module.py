@@ -139,7 +139,7 @@ class MultiScaleResidualQuantizer(nn.Module):
             statistics=training, samples=samples, backend=backend,
         )  # fmt: skip
         if training:
-            self._update(statistics, samples is not None)
+            self._update(statistics, samples, backend)
         return self._project_out(quantized), codes, loss
 
     def _project_in(self, x: Tensor) -> Tensor:
@@ -156,30 +156,18 @@ class MultiScaleResidualQuantizer(nn.Module):
         return (torch.rand(self.codebooks.shape[:2], device=x.device) * rows[:, None]).long()
 
     @torch.no_grad()
-    def _update(self, statistics: Tensor, replace_dead: bool) -> None:
-        """Move the averages towards the batch and the codebooks to the averages (VQ-VAE, arXiv 1711.00937, app. A)."""
-        books, size, dim = self.codebooks.shape
-        sizes = [books * size] + [books * size * dim] * (2 if replace_dead else 1)
-        hits, sums, *sampled = statistics.split(sizes)
+    def _update(self, statistics: Tensor, samples: Tensor | None, backend: str | None) -> None:
         if _world() > 1:
-            if replace_dead:
+            if samples is not None:
                 # Each process offers rows for its share of the codes, so that the sum over processes picks one row.
-                owner = torch.arange(size, device=statistics.device) % _world()
-                sampled[0].view(books, size, dim).mul_((owner == dist.get_rank())[:, None])
+                owner = torch.arange(self.codebook_size, device=statistics.device) % _world()
+                sampled = statistics[-self.codebooks.numel() :].view_as(self.codebooks)
+                sampled.mul_((owner == dist.get_rank())[:, None])
             dist.all_reduce(statistics)
-        hits, sums = hits.view(books, size), sums.view(books, size, dim)
-        self.cluster_size.lerp_(hits, 1 - self.decay)
-        self.embed_avg.lerp_(sums, 1 - self.decay)
-        if replace_dead:
-            rows = sampled[0].view(books, size, dim)
-            # A zero row is no offer: its sample was padding, or an item that has a NaN in it.
-            dead = (self.cluster_size < self.dead_code_threshold) & (rows != 0).any(dim=-1)
-            # The averages are replaced too: left alone they would overwrite the new row in the line below.
-            self.embed_avg.copy_(torch.where(dead[..., None], rows * self.dead_code_threshold, self.embed_avg))
-            self.cluster_size.masked_fill_(dead, self.dead_code_threshold)
-        total = self.cluster_size.sum(dim=1, keepdim=True)
-        smoothed = (self.cluster_size + self.epsilon) / (total + size * self.epsilon) * total
-        torch.div(self.embed_avg, smoothed[..., None], out=self.codebooks)
+        api.update(
+            self.codebooks, self.cluster_size, self.embed_avg, statistics, decay=self.decay, epsilon=self.epsilon,
+            dead_code_threshold=self.dead_code_threshold, backend=backend,
+        )  # fmt: skip
 
     @torch.no_grad()
     def _initialize(self, x: Tensor, mask: Tensor | None) -> None:

@@ -114,6 +114,14 @@ def quantize(
     return quantized, codes, loss, statistics, residual_sum, weight_grad.permute(0, 2, 3, 1).contiguous(), bias_grad
 
 
+def update(codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_code_threshold) -> None:
+    torch.ops.aar_native.msrq_update(
+        codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_code_threshold
+    )
+    # Writes of a custom operator leave the version counters alone, and what was packed from these must not outlive them.
+    torch.autograd.graph.increment_version((codebooks, cluster_size, embed_avg))
+
+
 def _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, each=None, pooled=None):
     _, action = _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
     torch.ops.aar_native.msrq_decode(

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import dispatch
 
 PACKAGE = __package__
-OPERATORS = ("encode", "decode", "decode_scales", "next_scale_inputs", "step", "quantize")
+OPERATORS = ("encode", "decode", "decode_scales", "next_scale_inputs", "step", "quantize", "update")
 dispatch.register(PACKAGE, *(f"msrq_{name}" for name in OPERATORS))
 
 _LEVELS = "Tensor codebooks, Tensor[] phi_weights, Tensor[] phi_biases, int[] lengths, int[] phi_index, str metric"
@@ -27,6 +27,8 @@ _SCHEMAS = {
     # that the forward pass has not at hand, so computing them there saves keeping S residuals for the backward pass.
     "quantize": f"(Tensor x, Tensor? mask, {_LEVELS}, Tensor? samples, bool per_scale, bool want_statistics, "
     "bool want_phi_grad, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "update": "(Tensor(a!) codebooks, Tensor(b!) cluster_size, Tensor(c!) embed_avg, Tensor statistics, float decay, "
+    "float epsilon, float dead_code_threshold, str backend) -> ()",
 }
 
 _library = torch.library.Library("aar_kernels", "FRAGMENT")
@@ -91,6 +93,11 @@ def _(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, s
         x.new_empty(kernels, dim, dim, width),
         x.new_empty(kernels, dim),
     )
+
+
+@_fake("update")
+def _(codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_code_threshold, backend):
+    return None
 
 
 def _setup_context(ctx, inputs, output):

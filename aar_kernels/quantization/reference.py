@@ -178,3 +178,29 @@ def quantize(
     parts = [] if not want_statistics else [hits, sums] if sampled is None else [hits, sums, sampled]
     statistics = torch.cat([part.flatten() for part in parts]) if parts else x.new_empty(0)
     return quantized, torch.cat(codes, dim=1), loss, statistics
+
+
+def update(
+    codebooks: Tensor, cluster_size: Tensor, embed_avg: Tensor, statistics: Tensor, decay: float, epsilon: float,
+    dead_code_threshold: float,
+) -> None:  # fmt: skip
+    """Move the averages towards the statistics of `quantize`, and the codebooks to the averages, in place.
+
+    With samples among the statistics, codes whose average hits are below the threshold are replaced by theirs.
+    Source: VQ-VAE, arXiv 1711.00937, appendix A.1, with Laplace smoothing.
+    """
+    books, size, dim = codebooks.shape
+    hits, *rows = statistics.split([books * size, statistics.numel() - books * size])
+    sums, *sampled = rows[0].split(books * size * dim)
+    cluster_size.mul_(decay).add_(hits.view(books, size), alpha=1 - decay)
+    embed_avg.mul_(decay).add_(sums.view(books, size, dim), alpha=1 - decay)
+    if sampled:
+        rows = sampled[0].view(books, size, dim)
+        # A zero row is no offer: its sample was padding, or an item that has a NaN in it.
+        dead = (cluster_size < dead_code_threshold) & (rows != 0).any(dim=-1)
+        # The averages are replaced too: left alone they would overwrite the new row in the lines below.
+        embed_avg.copy_(torch.where(dead[..., None], rows * dead_code_threshold, embed_avg))
+        cluster_size.masked_fill_(dead, dead_code_threshold)
+    total = cluster_size.sum(dim=1, keepdim=True)
+    smoothed = (cluster_size + epsilon) / (total + size * epsilon) * total
+    torch.div(embed_avg, smoothed[..., None], out=codebooks)

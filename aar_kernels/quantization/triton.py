@@ -20,9 +20,11 @@ from torch import Tensor
 
 from ..cache import DerivedCache
 from . import triton_kernels as kernels
+from .common import fold
 
 INTERPRETED = triton.knobs.runtime.interpret  # read once, as Triton does when it decorates the kernels
 TABLE_LIMIT = 512 << 20  # bytes of tables that may exist at once; beyond it they are built scale by scale
+INT32_MAX = (1 << 31) - 1
 
 T = TypeVar("T")
 _derived: DerivedCache[dict] = DerivedCache()
@@ -189,19 +191,16 @@ class _Levels:
         return _Group(scales, table, bias, self.layout(length, [pairs.index(p) if p in pairs else 0 for p in self.pairs]))
 
     def _build(self, pairs: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
-        """`table_kernel`'s tables of these pairs ``[P, K, taps, D]``, narrow kernels centred; all phi biases."""
+        """`table_kernel`'s tables of these pairs ``[P, K, taps, D]``, and the biases of all phi kernels."""
         books, taps = self.codebooks.contiguous(), self.taps
         _, size, dim = books.shape
-        packed = books.new_zeros(len(self.phi_weights), taps, dim, dim)
-        for kernel, weight in zip(packed, self.phi_weights, strict=True):
-            margin = (taps - weight.shape[-1]) // 2
-            kernel[margin : taps - margin] = 0.5 * weight.permute(2, 1, 0)
-        packed[:, taps // 2].diagonal(dim1=1, dim2=2).add_(0.5)
+        folded, bias = fold(self.phi_weights, self.phi_biases)
         table = books.new_empty(len(pairs), size, taps, dim)
         grid = _blocks((len(pairs) * taps,), size, dim)
+        inputs_first = folded.mT.contiguous()
         numbers = _upload(pairs, torch.int32, books.device)
-        kernels.table_kernel[grid](table, books, packed, numbers, size, D=dim, TAPS=taps, **kernels.TABLE)
-        return table, torch.stack(list(self.phi_biases))
+        kernels.table_kernel[grid](table, books, inputs_first, numbers, size, D=dim, TAPS=taps, **kernels.TABLE)
+        return table, bias
 
     def layout(self, length: int, tables: Sequence[int]) -> Tensor:
         """The kernels' ``layout`` of this schedule on sequences of ``length`` frames."""
@@ -209,7 +208,7 @@ class _Levels:
         offsets = [sum(self.lengths[:s]) for s in self.scales]
         books, phis = zip(*self.pairs, strict=True)
         rows = zip(self.lengths, offsets, books, tables, phis, (widths[k] for k in phis), strict=True)
-        wide = 2 * (length + self.taps) * max(self.lengths) >= 1 << 31
+        wide = 2 * (length + self.taps) * max(self.lengths) > INT32_MAX
         return _upload(tuple(rows), torch.int64 if wide else torch.int32, self.codebooks.device)
 
 
@@ -232,12 +231,13 @@ def _run_scales(levels, x, mask, codes, rows, memo, training=(None,) * 4, per_sc
     books, norms = levels.searched(memo)
     mask = None if mask is None else mask.contiguous()
     residual = torch.empty_like(x)
+    capability = torch.cuda.get_device_capability()[0] if x.is_cuda else 0
     for group in levels.groups(levels.scales, length, memo):
         kernels.residual_kernel[(batch,)](
             x, mask, residual, rows, codes, books, norms, group.table, group.bias, group.layout, *training,
             length, books.shape[1], codes.shape[1], rows.shape[1], group.scales.start, group.scales.stop,
             D=dim, TAPS=levels.taps, COSINE=levels.metric == "cosine", PER_SCALE=per_scale, KEEP_ROWS=keep_rows,
-            BLOCK_D=triton.next_power_of_2(dim), **kernels.search_blocks(x.device),
+            **kernels.search_blocks(capability, dim),
         )  # fmt: skip
         x = residual
 
@@ -280,14 +280,15 @@ def _statistics(levels, codes: Tensor, rows: Tensor, samples: Tensor | None) -> 
     layout = levels.layout(rows.shape[1], [0] * len(levels.lengths)).long()
     book, length, offset = (layout[:, field.value] for field in (kernels.BOOK, kernels.LENGTH, kernels.OFFSET))
     start = torch.repeat_interleave(book * size, length, output_size=levels.tokens)
-    # "No code" goes to a row after the last, which is dropped: a NaN times zero would still be one.
-    code = torch.where(codes >= 0, codes + start, books * size).flatten()
-    hits = rows.new_zeros(books * size + 1).index_add_(0, code, rows.new_ones(()).expand(code.shape))
-    sums = rows.new_zeros(books * size + 1, dim).index_add_(0, code, rows.flatten(0, 1))
-    parts = [hits[:-1], sums[:-1].flatten()]
+    code = (codes.clamp(min=0) + start).flatten()  # the rows of tokens without a code are zero
+    hits = rows.new_zeros(books * size).index_add_(0, code, (codes >= 0).flatten().to(rows.dtype))
+    sums = rows.new_zeros(books * size, dim).index_add_(0, code, rows.flatten(0, 1))
+    parts = [hits, sums.flatten()]
     if samples is not None:
         length, offset = length[:books, None], offset[:books, None]
-        parts.append(rows[samples // length, samples % length + offset].flatten())
+        # An empty batch has no rows to give: then the sums, all zero, stand for them.
+        sampled = rows[samples // length, samples % length + offset] if len(rows) else sums
+        parts.append(sampled.flatten())
     return torch.cat(parts)
 
 

@@ -8,7 +8,6 @@ one code adds to a frame, per tap of phi (see `table_kernel`).
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
@@ -27,16 +26,16 @@ TABLE = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=4, num_stages=3)
 PHI_GRAD = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=8, num_stages=3)
 
 
-def search_blocks(device: torch.device) -> dict[str, int]:
-    """The entry of `SEARCH` for a device; that of the oldest for those that are not listed."""
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-    return SEARCH.get(major, SEARCH[8])
+def search_blocks(capability: int, dim: int) -> dict[str, int]:
+    """The entry of `SEARCH` for a major compute capability, that of the oldest one if it is not listed."""
+    rows = row_blocks(dim)
+    return SEARCH.get(capability, SEARCH[8]) | dict(BLOCK_D=rows["BLOCK_D"], BLOCK_T=rows["BLOCK_M"])
 
 
 def row_blocks(dim: int) -> dict[str, int]:
-    """Block of frames of the kernels without a dot product; wide rows come fewer at a time to stay in registers."""
+    """Blocks of frames, for kernels without a dot product; wide rows come fewer at a time to stay in registers."""
     width = triton.next_power_of_2(dim)
-    return dict(BLOCK_D=width, BLOCK_M=max(1, min(16, 2048 // width)), num_warps=8)
+    return dict(BLOCK_D=width, BLOCK_M=max(1, min(16, 1024 // width)), num_warps=8)
 
 
 @triton.jit
@@ -111,7 +110,7 @@ def _contribution(codes, table, bias, t, n, length, D: tl.constexpr, TAPS: tl.co
     channels = (d < D)[None, :]
     h = tl.zeros([t.shape[0], BLOCK_D], tl.float32)
     if bias is not None:
-        h += 0.5 * tl.load(bias + d, mask=d < D, other=0.0)[None, :]
+        h += tl.load(bias + d, mask=d < D, other=0.0)[None, :]
     for tap in tl.static_range(TAPS):
         position = t + (tap - TAPS // 2)
         inside = (position >= 0) & (position < length)
@@ -131,7 +130,7 @@ def residual_kernel(
     length, size, tokens, kept, first, last,
     D: tl.constexpr, TAPS: tl.constexpr, COSINE: tl.constexpr, PER_SCALE: tl.constexpr,
     KEEP_ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Scales ``first <= s < last`` of the item ``program_id(0)``, which no other program touches.
 
@@ -149,9 +148,9 @@ def residual_kernel(
     d = tl.arange(0, BLOCK_D)
     channels = (d < D)[None, :]
 
-    broken = tl.zeros([BLOCK_M, BLOCK_D], tl.int32)
-    for start in range(0, length, BLOCK_M):
-        t = start + tl.arange(0, BLOCK_M)
+    broken = tl.zeros([BLOCK_T, BLOCK_D], tl.int32)
+    for start in range(0, length, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
         frames = t < length
         seen = frames
         if mask is not None:
@@ -161,7 +160,7 @@ def residual_kernel(
         tl.store(residual + t[:, None] * D + d[None, :], value, mask=frames[:, None] & channels)
     sound = tl.max(tl.max(broken, 1), 0) == 0
 
-    squares = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    squares = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
     for s in range(first, last):
         fields = layout + s * FIELDS
         n = tl.load(fields + LENGTH)
@@ -179,6 +178,7 @@ def residual_kernel(
             i = start + tl.arange(0, BLOCK_M)
             tl.debug_barrier()
             pooled, count = _pool(residual, mask, i, n, length, D, BLOCK_D)
+            pooled = tl.where(sound, pooled, 0.0)
             tl.store(scale_rows + i[:, None] * D + d[None, :], pooled, mask=(i < n)[:, None] & channels)
             tl.debug_barrier()
             nearest = _search(
@@ -188,8 +188,8 @@ def residual_kernel(
             tl.store(scale_codes + i, nearest.to(tl.int64), mask=i < n)
         tl.debug_barrier()
 
-        for start in range(0, length, BLOCK_M):
-            t = start + tl.arange(0, BLOCK_M)
+        for start in range(0, length, BLOCK_T):
+            t = start + tl.arange(0, BLOCK_T)
             frames = (t < length)[:, None] & channels
             h = _contribution(scale_codes, scale_table, scale_bias, t, n, length, D, TAPS, BLOCK_D)
             if mask is not None:
@@ -269,9 +269,8 @@ def table_kernel(
 ):  # fmt: skip
     """``out[P, size, TAPS, D]``: each code of a codebook times each tap of a phi kernel, for the pairs of both.
 
-    phi is linear, so phi(up(E[codes])) is a sum of such rows and no convolution is left. ``kernels[P', TAPS, D, D]`` are
-    (in, out) matrices of 0.5 * I + 0.5 * W. A kernel of ours, because a library product would follow the user's
-    TF32 and autocast settings. Program (pair * tap, block of codes, block of channels).
+    ``kernels[P', TAPS, D, D]`` are those of `common.fold`, as (in, out) matrices. A kernel of ours, because a library
+    product would follow the user's TF32 and autocast settings. Program (pair * tap, block of codes, block of channels).
     """
     pair = tl.program_id(0) // TAPS
     tap = tl.program_id(0) % TAPS
@@ -309,9 +308,9 @@ def phi_grad_kernel(
     i = tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     items = tl.where(tl.abs(shift) <= tl.load(fields + WIDTH) // 2, batch, 0)
-    for item in range(items):
-        scale_codes = codes + item.to(tl.int64) * tokens + tl.load(fields + OFFSET)
-        after = residuals + (s.to(tl.int64) * batch + item) * length * D
+    scale_codes = codes + tl.load(fields + OFFSET)
+    after = residuals + s.to(tl.int64) * batch * length * D
+    for _ in range(items):
         for start in range(0, length, BLOCK_K):
             t = start + tl.arange(0, BLOCK_K)
             g = tl.load(after + t[None, :] * D + o[:, None], mask=(t < length)[None, :] & (o < D)[:, None], other=0.0)
@@ -325,5 +324,7 @@ def phi_grad_kernel(
             rows = book + code[:, None] * D + i[None, :]
             u += weight[:, None] * tl.load(rows, mask=(code >= 0)[:, None] & (i < D)[None, :], other=0.0)
             acc = tl.dot(g, u, acc, input_precision="ieee")
+        scale_codes += tokens
+        after += length * D
     at = ((s.to(tl.int64) * D + o)[:, None] * D + i[None, :]) * TAPS + tap
     tl.store(out + at, acc, mask=(o < D)[:, None] & (i < D)[None, :])

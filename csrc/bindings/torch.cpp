@@ -181,6 +181,21 @@ void msrq_decode(Tensor codes, Tensor codebooks, Ints lengths, MaybeTensor table
   STD_TORCH_CHECK(ok, "codes must be in [-1, ", shape.codes, ")");
 }
 
+// In place on codebooks [books, codes, dim], cluster_size [books, codes] and embed_avg [books, codes, dim].
+void msrq_update(Tensor codebooks, Tensor cluster_size, Tensor embed_avg, Tensor statistics, double decay,
+                 double epsilon, double dead_code_threshold) {
+  const Ints lengths(codebooks.size(0), 1);
+  const aar::Shape shape = shape_of(codebooks, lengths, false);
+  const int64_t hits = shape.books * shape.codes, sums = hits * shape.dim;
+  STD_TORCH_CHECK(cluster_size.numel() == hits && embed_avg.numel() == sums &&
+                      (statistics.numel() == hits + sums || statistics.numel() == hits + 2 * sums),
+                  "aar_native: averages or statistics of another shape");
+  const float* numbers = floats(statistics);
+  aar::kernels().update(shape, {float(decay), float(epsilon), float(dead_code_threshold)}, floats(codebooks),
+                        floats(cluster_size), floats(embed_avg), numbers, numbers + hits,
+                        statistics.numel() > hits + sums ? numbers + hits + sums : nullptr, pool());
+}
+
 std::string isa_report() { return aar::isa_report(); }
 
 }  // namespace
@@ -200,6 +215,9 @@ STABLE_TORCH_LIBRARY(aar_native, m) {
       "msrq_decode(Tensor codes, Tensor codebooks, int[] lengths, Tensor? table, int[] table_of, Tensor? folded, "
       "Tensor? bias, int[] kernel_of, int taps, int first, int last, Tensor(a!) f_hat, Tensor(b!)? scales, "
       "Tensor(c!)? next) -> ()");
+  m.def(
+      "msrq_update(Tensor(a!) codebooks, Tensor(b!) cluster_size, Tensor(c!) embed_avg, Tensor statistics, float decay, "
+      "float epsilon, float dead_code_threshold) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(aar_native, CPU, m) {
@@ -208,6 +226,7 @@ STABLE_TORCH_LIBRARY_IMPL(aar_native, CPU, m) {
   m.impl("msrq_encode", TORCH_BOX(&msrq_encode));
   m.impl("msrq_quantize", TORCH_BOX(&msrq_quantize));
   m.impl("msrq_decode", TORCH_BOX(&msrq_decode));
+  m.impl("msrq_update", TORCH_BOX(&msrq_update));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(aar_native, CompositeExplicitAutograd, m) {

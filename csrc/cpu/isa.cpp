@@ -82,8 +82,8 @@ const char* isa_report() {
 
 PackedSizes packed_sizes(const Shape& shape) {
   const int64_t size = (shape.codes + 31) / 32 * 32;
-  return {shape.books * size * 2 * ((shape.dim + 1) / 2), shape.books * size, shape.books * shape.codes * shape.dim,
-          shape.books * 3};
+  return {shape.books * size * 2 * ((shape.dim + 1) / 2), shape.books * size,
+          shape.cosine ? shape.books * shape.codes * shape.dim : 0, shape.books * 3};
 }
 
 }  // namespace aar

@@ -48,46 +48,69 @@ inline void build_table(const float* codebook, const float* folded, int64_t code
   });
 }
 
-// Pointers to the rows through which codes act, of one scale and any number of codes.
+// The rows through which the codes of one scale act: found in a table, or computed once for each code in use.
 class Rows {
  public:
   Rows(const Shape& shape, const Action& action, int64_t capacity)
-      : shape_(shape), action_(action), wide_(action.taps * shape.dim),
-        computes_(action.table == nullptr && action.folded != nullptr), pointers(capacity),
-        codes(computes_ ? capacity * shape.dim : 0), computed_(computes_ ? capacity * wide_ : 0),
+      : pointers(capacity), slots(capacity), shape_(shape), action_(action), wide_(action.taps * shape.dim),
+        computes_(action.table == nullptr && action.folded != nullptr),
+        most_(capacity <= shape.codes ? capacity : shape.codes + 1), slot_of_(shape.codes + 1),
+        codes_(computes_ ? most_ * shape.dim : 0), computed_(computes_ ? most_ * wide_ : 0),
         panel_(computes_ ? shape.dim * kTileColumns : 0), zeros_(wide_) {
     std::memset(zeros_, 0, sizeof(float) * wide_);
+    for (int64_t k = 0; k <= shape.codes; k++) slot_of_[k] = -1;
   }
 
+  // Row `idx` of scale s, if it lies in a table: for reading ahead of `find`.
+  const float* tabulated(int64_t s) const {
+    if (computes_) return nullptr;
+    return action_.table != nullptr ? action_.table + action_.table_of[s] * shape_.codes * wide_ : book(s);
+  }
+  int64_t row_floats() const { return wide_; }
+  int64_t most_distinct() const { return most_; }
+
   void find(int64_t s, const int64_t* idx, int64_t n) {
-    const float* book = action_.codebooks + (shape_.books > 1 ? s : 0) * shape_.codes * shape_.dim;
-    const float* table = computes_ ? computed_.get()
-                         : action_.table != nullptr ? action_.table + action_.table_of[s] * shape_.codes * wide_ : book;
-    for (int64_t i = 0; i < n; i++)
-      pointers[i] = idx[i] < 0 ? zeros_.get() : table + (computes_ ? i : idx[i]) * wide_;
-    if (!computes_) return;
-    for (int64_t i = 0; i < n; i++) {
-      float* row = codes + i * shape_.dim;
-      if (idx[i] < 0) std::memset(row, 0, sizeof(float) * shape_.dim);
-      else std::memcpy(row, book + idx[i] * shape_.dim, sizeof(float) * shape_.dim);
+    if (!computes_) {
+      const float* table = tabulated(s);
+      for (int64_t i = 0; i < n; i++) pointers[i] = idx[i] < 0 ? zeros_.get() : table + idx[i] * wide_;
+      return;
     }
-    std::memset(computed_, 0, sizeof(float) * n * wide_);
-    gemm_accumulate(n, wide_, shape_.dim, codes, shape_.dim, 1,
+    distinct = 0;
+    for (int64_t i = 0; i < n; i++) {
+      int32_t& slot = slot_of_[idx[i] < 0 ? shape_.codes : idx[i]];
+      if (slot < 0) {
+        slot = int32_t(distinct++);
+        float* code = codes_ + slot * shape_.dim;
+        if (idx[i] < 0) std::memset(code, 0, sizeof(float) * shape_.dim);
+        else std::memcpy(code, book(s) + idx[i] * shape_.dim, sizeof(float) * shape_.dim);
+      }
+      slots[i] = slot;
+      pointers[i] = computed_ + slot * wide_;
+    }
+    for (int64_t i = 0; i < n; i++) slot_of_[idx[i] < 0 ? shape_.codes : idx[i]] = -1;
+    std::memset(computed_, 0, sizeof(float) * distinct * wide_);
+    gemm_accumulate(distinct, wide_, shape_.dim, codes_, shape_.dim, 1,
                     action_.folded + action_.kernel_of[s] * shape_.dim * wide_, computed_, panel_);
   }
 
+  const float* codes() { return codes_; }  // [distinct][dim], where rows are computed
+
+  Buffer<const float*> pointers;  // to the rows of each code
+  Buffer<int32_t> slots;          // which of the distinct codes each is, where rows are computed
+  int64_t distinct = 0;
+
  private:
+  const float* book(int64_t s) const {
+    return action_.codebooks + (shape_.books > 1 ? s : 0) * shape_.codes * shape_.dim;
+  }
+
   const Shape& shape_;
   const Action& action_;
-  int64_t wide_;
-  bool computes_;
-
- public:
-  Buffer<const float*> pointers;
-  Buffer<float> codes;  // the code of each row, filled where rows are computed
-
- private:
-  Buffer<float> computed_, panel_, zeros_;
+  const int64_t wide_;
+  const bool computes_;
+  const int64_t most_;
+  Buffer<int32_t> slot_of_;
+  Buffer<float> codes_, computed_, panel_, zeros_;
 };
 
 inline const float* bias_of(const Shape& shape, const Action& action, int64_t s) {
@@ -118,9 +141,10 @@ inline double squared_norm(const float* x, int64_t n) {
   return total;
 }
 
-// Number of items whose residuals fit the second-level cache beside a codebook.
-inline int64_t block_items(int64_t batch, int64_t item_floats, int threads) {
-  int64_t block = (256 * 1024) / (4 * (item_floats > 0 ? item_floats : 1));
+// Number of items whose residuals fit the second-level cache beside a codebook. In training a block computes the rows
+// of each code that its items use once: larger blocks compute fewer, which is worth more than the cache.
+inline int64_t block_items(int64_t batch, int64_t item_floats, int threads, bool training) {
+  int64_t block = (training ? 1024 : 256) * 1024 / (4 * (item_floats > 0 ? item_floats : 1));
   const int64_t share = (batch + threads - 1) / threads;
   if (block > share) block = share;
   return block < 1 ? 1 : block;
@@ -129,12 +153,14 @@ inline int64_t block_items(int64_t batch, int64_t item_floats, int threads) {
 // One block of items of `encode`.
 class Encoder {
  public:
-  Encoder(const Shape& shape, const Packed& packed, const Action& action, int64_t length, int64_t items)
+  Encoder(const Shape& shape, const Packed& packed, const Action& action, int64_t length, int64_t items,
+          bool with_gradient)
       : shape_(shape), packed_(packed), action_(action), length_(length), size_(length * shape.dim),
         longest_(longest(shape)), residual_(items * size_), pooled_(items * longest_ * shape.dim),
         idx_(items * longest_), seen_(items * (length + 1)), broken_(items), at_(length),
         rows_(shape, action, items * longest_), scratch_(shape),
-        gradient_(items * longest_ * action.taps * shape.dim), panel_(items * longest_ * kTileColumns) {}
+        gradient_(with_gradient ? rows_.most_distinct() * action.taps * shape.dim : 0),
+        panel_(rows_.most_distinct() * kTileColumns), column_(shape.dim) {}
 
   void run(const float* x, const uint8_t* mask, int64_t first, int64_t items, int64_t batch, int64_t tokens,
            int64_t* out, const Training* training, int64_t thread) {
@@ -146,7 +172,7 @@ class Encoder {
                           ? training->rows + (offset * batch + first * n) * dim : pooled_.get();
       for (int64_t b = 0; b < items; b++)
         pool(residual_ + b * size_, length_, dim, n, mask ? seen_ + b * (length_ + 1) : nullptr, pooled + b * n * dim);
-      search(pooled, items * n, book(shape_, packed_, s), shape_, scratch_, idx_);
+      search(pooled, items * n, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, rows_.tabulated(s), rows_.row_floats(), idx_);
       for (int64_t b = 0; b < items; b++) {
         if (broken_[b] || mask != nullptr) drop_unseen(n, mask != nullptr, b);
         std::memcpy(out + (first + b) * tokens + offset, idx_ + b * n, sizeof(int64_t) * n);
@@ -201,14 +227,18 @@ class Encoder {
       else add_scaled(sum, r, 1.0f, size_);
     }
     if (training.folded_grad == nullptr) return;
-    std::memset(gradient_, 0, sizeof(float) * items * n * wide);
+    std::memset(gradient_, 0, sizeof(float) * rows_.distinct * wide);
     for (int64_t b = 0; b < items; b++)
-      act_adjoint(residual_ + b * size_, at_, action_.taps, length_, dim, gradient_ + b * n * wide);
+      act_adjoint(residual_ + b * size_, at_, action_.taps, length_, dim, rows_.slots + b * n, gradient_);
     const int64_t kernel = thread * action_.kernels + action_.kernel_of[s];
-    gemm_accumulate(wide, dim, items * n, gradient_, 1, wide, rows_.codes, training.folded_grad + kernel * wide * dim,
-                    panel_);
-    for (int64_t i = 0; i < items * length_; i++)
-      add_scaled(training.bias_grad + kernel * dim, residual_ + i * dim, 1.0f, dim);
+    gemm_accumulate(wide, dim, rows_.distinct, gradient_, 1, wide, rows_.codes(),
+                    training.folded_grad + kernel * wide * dim, panel_);
+    for (int64_t b = 0; b < items; b++) {
+      // An item's sum first: adding frame by frame to the sum of a batch would lose digits.
+      std::memset(column_, 0, sizeof(float) * dim);
+      for (int64_t t = 0; t < length_; t++) add_scaled(column_, residual_ + b * size_ + t * dim, 1.0f, dim);
+      add_scaled(training.bias_grad + kernel * dim, column_, 1.0f, dim);
+    }
   }
 
   void finish(const float* x, const uint8_t* mask, int64_t first, int64_t items, const Training& training) {
@@ -231,19 +261,19 @@ class Encoder {
   Buffer<Position> at_;
   Rows rows_;
   SearchScratch scratch_;
-  Buffer<float> gradient_, panel_;
+  Buffer<float> gradient_, panel_, column_;
 };
 
 inline void encode(const Shape& shape, const Packed& packed, const Action& action, const float* x,
                    const uint8_t* mask, int64_t batch, int64_t length, int64_t* out, const Training* training,
                    const ThreadPool& pool) {
-  const int64_t tokens = total_tokens(shape), block = block_items(batch, length * shape.dim, pool.threads);
+  const int64_t tokens = total_tokens(shape), block = block_items(batch, length * shape.dim, pool.threads, training != nullptr);
   const int64_t blocks = (batch + block - 1) / block;
   const int64_t shares = pool.threads < blocks ? pool.threads : blocks;
   // Shares are fixed before the threads are, so that sums come out alike whichever thread takes which share.
   parallel(pool, shares, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; share++) {
-      Encoder encoder(shape, packed, action, length, block);
+      Encoder encoder(shape, packed, action, length, block, training != nullptr && training->folded_grad != nullptr);
       for (int64_t i = blocks * share / shares; i < blocks * (share + 1) / shares; i++) {
         const int64_t first = i * block, items = batch - first < block ? batch - first : block;
         encoder.run(x, mask, first, items, batch, tokens, out, training, share);
@@ -301,12 +331,51 @@ inline void statistics(const Shape& shape, const float* rows, const int64_t* cod
             hit[k] += 1.0f;
             add_scaled(sum + k * dim, scale_rows + i * dim, 1.0f, dim);
           }
-          if (samples != nullptr && s == book)
-            for (int64_t k = low; k < high; k++)
-              std::memcpy(sampled + (book * size + k) * dim, scale_rows + samples[book * size + k] * dim,
-                          sizeof(float) * dim);
+          for (int64_t k = low; samples != nullptr && s == book && k < high; k++) {
+            const int64_t i = samples[book * size + k];
+            float* out = sampled + (book * size + k) * dim;
+            if (codes[(i / n) * tokens + offset + i % n] < 0) std::memset(out, 0, sizeof(float) * dim);
+            else std::memcpy(out, scale_rows + i * dim, sizeof(float) * dim);
+          }
         }
         scale_rows += batch * n * dim;
+      }
+    }
+  });
+}
+
+// VQ-VAE's moving averages (arXiv 1711.00937, appendix A.1), as `update` of aar_kernels/quantization/reference.py.
+inline void update(const Shape& shape, const Averages& averages, float* codebooks, float* cluster_size,
+                   float* embed_avg, const float* hits, const float* sums, const float* sampled,
+                   const ThreadPool& pool) {
+  const int64_t dim = shape.dim, size = shape.codes;
+  const float keep = averages.decay, take = 1.0f - averages.decay;
+  parallel(pool, shape.books, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; b++) {
+      double total = 0.0;
+      for (int64_t k = b * size; k < (b + 1) * size; k++) {
+        float* __restrict average = embed_avg + k * dim;
+        const float* __restrict sum = sums + k * dim;
+        cluster_size[k] = keep * cluster_size[k] + take * hits[k];
+        for (int64_t d = 0; d < dim; d++) average[d] = keep * average[d] + take * sum[d];
+        if (sampled != nullptr && cluster_size[k] < averages.dead_code_threshold) {
+          const float* row = sampled + k * dim;
+          bool offered = false;  // a zero row is none: its sample was padding, or an item that has a NaN in it
+          for (int64_t d = 0; d < dim; d++) offered |= row[d] != 0.0f;
+          if (offered) {
+            // The averages are replaced too: left alone they would overwrite the new row below.
+            for (int64_t d = 0; d < dim; d++) average[d] = row[d] * averages.dead_code_threshold;
+            cluster_size[k] = averages.dead_code_threshold;
+          }
+        }
+        total += cluster_size[k];
+      }
+      const double share = total / (total + double(size) * averages.epsilon);
+      for (int64_t k = b * size; k < (b + 1) * size; k++) {
+        const float inverse = float(1.0 / ((double(cluster_size[k]) + averages.epsilon) * share));
+        float* __restrict code = codebooks + k * dim;
+        const float* __restrict average = embed_avg + k * dim;
+        for (int64_t d = 0; d < dim; d++) code[d] = average[d] * inverse;
       }
     }
   });
@@ -315,9 +384,9 @@ inline void statistics(const Shape& shape, const float* rows, const int64_t* cod
 }  // namespace AAR_ISA
 }  // namespace aar
 
-#define AAR_DEFINE_KERNELS(NAME, LABEL)                                                                        \
-  namespace aar {                                                                                              \
-  extern const Kernels NAME;                                                                                   \
-  const Kernels NAME = {LABEL,           AAR_ISA::pack,   AAR_ISA::build_table, AAR_ISA::encode, \
-                        AAR_ISA::decode, AAR_ISA::statistics};                                                 \
+#define AAR_DEFINE_KERNELS(NAME, LABEL)                                                                     \
+  namespace aar {                                                                                           \
+  extern const Kernels NAME;                                                                                \
+  const Kernels NAME = {LABEL,           AAR_ISA::pack,       AAR_ISA::build_table, AAR_ISA::encode,        \
+                        AAR_ISA::decode, AAR_ISA::statistics, AAR_ISA::update};                             \
   }

@@ -59,10 +59,10 @@ struct Book {
   const float *scale, *bias, *exact, *bound;
 };
 
-inline Book book(const Shape& shape, const Packed& packed, int64_t s) {
+inline Book book(const Shape& shape, const Packed& packed, const float* codebooks, int64_t s) {
   const int64_t b = shape.books > 1 ? s : 0, size = padded(shape.codes);
   return {packed.codes + b * size * 2 * pairs(shape.dim), packed.scale + b * size, packed.bias + b * size,
-          packed.exact + b * shape.codes * shape.dim, packed.bound + b * 3};
+          (shape.cosine ? packed.exact : codebooks) + b * shape.codes * shape.dim, packed.bound + b * 3};
 }
 
 inline void pack_book(const float* codebook, const Shape& shape, const Packed& packed, int64_t b) {
@@ -70,7 +70,7 @@ inline void pack_book(const float* codebook, const Shape& shape, const Packed& p
   const float range = integer_range(dim);
   int16_t* codes = packed.codes + b * size * 2 * half;
   float *scale = packed.scale + b * size, *bias = packed.bias + b * size;
-  float *exact = packed.exact + b * shape.codes * dim, *bound = packed.bound + b * 3;
+  float* bound = packed.bound + b * 3;
   Buffer<int16_t> rounded(2 * half + kLanes);
   bound[0] = bound[1] = bound[2] = 0.0f;
   for (int64_t k = 0; k < size; k++) {
@@ -84,10 +84,14 @@ inline void pack_book(const float* codebook, const Shape& shape, const Packed& p
     const float* e = codebook + k * dim;
     double square = 0.0;
     for (int64_t d = 0; d < dim; d++) square += double(e[d]) * double(e[d]);
-    const float shrink = shape.cosine ? float(1.0 / std::fmax(std::sqrt(square), 1e-12)) : 1.0f;
-    for (int64_t d = 0; d < dim; d++) exact[k * dim + d] = e[d] * shrink;
+    if (shape.cosine) {
+      float* normalised = packed.exact + (b * shape.codes + k) * dim;
+      const double norm = std::fmax(std::sqrt(square), 1e-12);
+      for (int64_t d = 0; d < dim; d++) normalised[d] = float(double(e[d]) / norm);
+      e = normalised;
+    }
     float norm, error;
-    scale[k] = round_row(exact + k * dim, dim, range, rounded, &norm, &error);
+    scale[k] = round_row(e, dim, range, rounded, &norm, &error);
     bias[k] = shape.cosine ? 0.0f : float(0.5 * square);
     for (int64_t p = 0; p < half; p++) {
       out[p * 2 * kBlock] = rounded[2 * p];
@@ -197,12 +201,15 @@ inline void search_tile(int rows, const float* z, const Book& book, const Shape&
   }
 }
 
-// out[n]: index of the code nearest to each of z[n][dim].
+// out[n]: index of the code nearest to each of z[n][dim]. `table`, if not null, has `row` floats for each code; those of
+// the code just found are fetched into the cache while the next rows are searched.
 inline void search(const float* z, int64_t n, const Book& book, const Shape& shape, SearchScratch& scratch,
-                   int64_t* out) {
+                   const float* table, int64_t row, int64_t* out) {
   for (int64_t i = 0; i < n; i += kSearchRows) {
     const int rows = n - i < kSearchRows ? int(n - i) : kSearchRows;
     search_tile<kSearchRows>(rows, z + i * shape.dim, book, shape, scratch, out + i);
+    for (int r = 0; table != nullptr && r < rows; r++)
+      for (int64_t j = 0; j < row; j += 16) __builtin_prefetch(table + out[i + r] * row + j, 0, 2);
   }
 }
 

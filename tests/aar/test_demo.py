@@ -111,10 +111,10 @@ def test_tables(shown):
     quality, speed = rows[:5], rows[5:]
     assert [row[:3] for row in quality] == [
         ["1", "1", "0.01"],
-        ["5", "22", "0.22"],
-        ["9", "95", "0.95"],
-        ["13", "256", "2.56"],
-        ["16", "455", "4.55"],
+        ["5", "23", "0.23"],
+        ["9", "100", "1.00"],
+        ["13", "269", "2.69"],
+        ["16", "479", "4.79"],
     ]
     assert all(float(cell) > 0 for row in quality for cell in row[3:])
     assert len(speed) == 4

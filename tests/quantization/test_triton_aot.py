@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
+import aot
 from aar_kernels.quantization import triton_kernels as kernels
-from tests import aot
 
 F, I = "*fp32", "*i64"
 LAYOUT = {"layout": "*i32"}
@@ -20,9 +22,8 @@ TRAIN = {"COSINE": False, "PER_SCALE": True, "KEEP_ROWS": True}
 
 def cases(capability: int, dim: int) -> dict[str, tuple]:
     """Name -> kernel, types of its run-time pointers, constants."""
-    phi, plain, block = {"D": dim, "TAPS": 9}, {"D": dim, "TAPS": 1}, {"BLOCK_D": dim}
-    search = kernels.SEARCH[capability // 10] | block
-    rows = kernels.row_blocks(dim)
+    phi, plain = {"D": dim, "TAPS": 9}, {"D": dim, "TAPS": 1}
+    search, rows = kernels.search_blocks(capability // 10, dim), kernels.row_blocks(dim)
     return {
         "encode": (kernels.residual_kernel, RESIDUAL, phi | EUCLIDEAN | search),
         "encode, cosine": (kernels.residual_kernel, RESIDUAL, phi | EUCLIDEAN | search | {"COSINE": True}),
@@ -45,16 +46,36 @@ def cases(capability: int, dim: int) -> dict[str, tuple]:
     }
 
 
-def measure(capability: int, dim: int) -> dict[str, aot.Resources]:
+HOT = ("encode", "quantize", "decode", "phi gradient")
+# Compiling takes seconds per kernel, so that not everything is tested everywhere; `main` records all of it.
+TESTED = {(80, 64): None, (90, 64): None, (80, 128): HOT, (90, 128): HOT, (100, 64): HOT[:1]}
+
+
+def measure(capability: int, dim: int, names: tuple[str, ...] | None = None) -> dict[str, aot.Resources]:
     return {
         name: aot.resources(aot.compile_kernel(kernel, types, constants, capability))
         for name, (kernel, types, constants) in cases(capability, dim).items()
+        if names is None or name in names
     }
 
 
-@pytest.mark.parametrize("dim", [64, 128])
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
+@pytest.mark.parametrize(("capability", "dim"), TESTED)
 def test_resources(capability: int, dim: int):
-    for name, used in measure(capability, dim).items():
+    for name, used in measure(capability, dim, TESTED[capability, dim]).items():
         assert used.spills == 0, (name, used)
         assert used.shared <= aot.SHARED_MEMORY[capability], (name, used)
+
+
+def main() -> None:
+    """``PYTHONPATH=tests python tests/quantization/test_triton_aot.py``: compile everything and record the figures."""
+    figures = {
+        f"sm_{capability}, latent {dim}": measure(capability, dim)
+        for capability in aot.SHARED_MEMORY
+        for dim in (64, 128)
+    }
+    aot.record(Path(__file__).parents[2] / "benchmarks" / "results" / "triton_aot.json", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,7 @@ struct Packed {
   int16_t* codes;  // [books][codes / 32][dim / 2][32][2], padded with zeros
   float* scale;    // [books][codes padded to 32]: value of one unit of a code's integers
   float* bias;     // [books][codes padded to 32]: |e|^2 / 2 (0 for cosine), +inf for padding
-  float* exact;    // [books][codes][dim]: the rows compared in double: e, normalised for cosine
+  float* exact;    // [books][codes][dim]: e normalised, compared in double; null for euclidean, which compares e itself
   float* bound;    // [books][3]: largest |e|, |e - rounded e|, finite bias
 };
 struct PackedSizes {
@@ -61,6 +61,11 @@ struct Training {
   int64_t threads;
 };
 
+// Moving averages of the codebooks: decay, Laplace smoothing, and the average hits below which a code is replaced.
+struct Averages {
+  float decay, epsilon, dead_code_threshold;
+};
+
 // Everything that is compiled once per instruction set.
 struct Kernels {
   const char* name;
@@ -77,9 +82,13 @@ struct Kernels {
   bool (*decode)(const Shape&, const Action&, const int64_t* codes, int64_t batch, int64_t length, int64_t first,
                  int64_t last, float* f_hat, float* scales_out, float* next_out, int64_t next_stride,
                  const ThreadPool&);
-  // sums[books][codes][dim] and hits[books][codes] of the searched rows; sampled[books][codes][dim] from samples.
+  // sums[books][codes][dim] and hits[books][codes] of the searched rows; sampled[books][codes][dim] are the rows that
+  // samples[books][codes] name (of scale 0 if the codebook is shared), zeros for a row without a code.
   void (*statistics)(const Shape&, const float* rows, const int64_t* codes, int64_t batch, const int64_t* samples,
                      float* hits, float* sums, float* sampled, const ThreadPool&);
+  // One step of the moving averages: in place on the three buffers of [books][codes](...). sampled may be null.
+  void (*update)(const Shape&, const Averages&, float* codebooks, float* cluster_size, float* embed_avg,
+                 const float* hits, const float* sums, const float* sampled, const ThreadPool&);
 };
 
 const Kernels& kernels();    // the best level of this CPU, or the one that AAR_KERNELS_ISA names

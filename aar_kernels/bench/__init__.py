@@ -1,0 +1,1 @@
+"""Microbenchmarks of the operators: ``python -m aar_kernels.bench quantization``."""
