@@ -2,7 +2,8 @@
 
 A backend of an operator is a module beside its ``ops.py`` (``reference``, ``native``, ``triton``) with
 ``unavailable() -> str | None`` (why it cannot run on this machine at all) and
-``unsupported(problem) -> str | None`` (why it cannot run this call). Nothing is imported before it is asked for, so
+``unsupported(problem) -> str | None`` (why it cannot run this call), and a function for each operator that it has, named
+as the operator without its prefix. Nothing is imported before it is asked for, so
 neither Triton nor a compiler is needed to import the library.
 """
 
@@ -111,9 +112,12 @@ def operators() -> dict[str, dict[str, str | None]]:
 
 def _unavailable(operator: str, backend: str) -> str | None:
     try:
-        return module(operator, backend).unavailable()
+        implementations = module(operator, backend)
     except ImportError as error:
         return f"not importable: {error}"
+    if not hasattr(implementations, operator.partition("_")[2]):
+        return "has no kernel for this operator"
+    return implementations.unavailable()
 
 
 def _reason(backend: str, problem: Problem) -> str | None:

@@ -28,7 +28,9 @@ class Resources:
     warps: int
 
 
-def compile_kernel(kernel, pointers: Mapping[str, str | None], constants: Mapping[str, object], capability: int):
+def compile_kernel(
+    kernel, pointers: Mapping[str, str | None], constants: Mapping[str, object], capability: int
+):
     """Compile ``kernel`` for sm_``capability``.
 
     ``pointers`` gives the types of the pointers that are passed, aligned as PyTorch's are; an argument that is neither
@@ -54,7 +56,9 @@ def resources(compiled) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        report = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+        report = subprocess.run(
+            [tool, "-res-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
     registers, stack = (int(re.search(rf"{field}:(\d+)", report)[1]) for field in ("REG", "STACK"))
     return Resources(registers, stack, compiled.metadata.shared, compiled.metadata.num_warps)
 
@@ -62,6 +66,8 @@ def resources(compiled) -> Resources:
 def record(path: Path, figures: Mapping[str, Mapping[str, Resources]]) -> None:
     """Write the resources of kernels, by target and name, beside the compiler's version."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {target: {name: asdict(used) for name, used in kernels.items()} for target, kernels in figures.items()}
+    plain = {
+        target: {name: asdict(used) for name, used in kernels.items()} for target, kernels in figures.items()
+    }
     report = {"compiled ahead of time, not run": True, "triton": triton.__version__, "kernels": plain}
     path.write_text(json.dumps(report, indent=1) + "\n")

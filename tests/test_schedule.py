@@ -66,7 +66,7 @@ def test_mask_mod_and_pairs_agree_with_the_mask(lengths):
     index = torch.arange(schedule.total)
     zero = torch.zeros((), dtype=torch.int64)
     seen = schedule.mask_mod(zero, zero, index[:, None], index[None])
-    assert torch.equal(seen.expand(len(index), -1), schedule.mask())
+    assert torch.equal(seen.expand(len(index), len(index)), schedule.mask())
     assert schedule.attention_pairs == schedule.mask().sum()
 
 

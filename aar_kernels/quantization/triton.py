@@ -84,7 +84,9 @@ def decode_scales(codes, *levels_and_length) -> Tensor:
 def next_scale_inputs(codes, *levels_and_length) -> Tensor:
     *levels, length = levels_and_length
     levels = _Levels(*levels)
-    return _pool(levels, _decode(levels, codes, length, levels.scales[:-1], keep_scales=True), levels.scales[1:])
+    return _pool(
+        levels, _decode(levels, codes, length, levels.scales[:-1], keep_scales=True), levels.scales[1:]
+    )
 
 
 @_operator
@@ -108,7 +110,15 @@ def quantize(
     residuals = x.new_empty(len(lengths), batch, length, dim) if want_phi_grad else None
     # Nothing is remembered: the weights are about to change, and a captured step has to build its tables anew.
     _run_scales(
-        levels, x, mask, codes, rows, {}, (quantized, residual_sum, residuals, squares), per_scale, want_statistics
+        levels,
+        x,
+        mask,
+        codes,
+        rows,
+        {},
+        (quantized, residual_sum, residuals, squares),
+        per_scale,
+        want_statistics,
     )
     numbers = dim * (max(batch * length, 1) if mask is None else mask.sum().clamp(min=1))
     loss = 2 * squares.sum() / numbers / len(lengths)
@@ -141,16 +151,15 @@ class _Levels:
     def tokens(self) -> int:
         return sum(self.lengths)
 
-    @property
+    @functools.cached_property
     def taps(self) -> int:
         return max((weight.shape[-1] for weight in self.phi_weights), default=1)
 
-    @property
+    @functools.cached_property
     def pairs(self) -> list[tuple[int, int]]:
         """Each scale's codebook and phi kernel."""
-        return [
-            (s if len(self.codebooks) > 1 else 0, self.phi_index[s] if self.phi_weights else 0) for s in self.scales
-        ]
+        phis = self.phi_index if self.phi_weights else [0] * len(self.lengths)
+        return [(s if len(self.codebooks) > 1 else 0, phis[s]) for s in self.scales]
 
     def memo(self) -> dict:
         """Where derived values are kept until a weight changes. Under CUDA-graph capture a new one: the graph would
@@ -178,7 +187,9 @@ class _Levels:
         if not scales:
             return
         if not self.phi_weights:
-            yield _Group(scales, self.codebooks.contiguous(), None, self.layout(length, [e for e, _ in self.pairs]))
+            yield _Group(
+                scales, self.codebooks.contiguous(), None, self.layout(length, [e for e, _ in self.pairs])
+            )
         elif 4 * len(set(self.pairs)) * self.codebooks[0].numel() * self.taps <= TABLE_LIMIT:
             yield self._group(scales, length, memo)
         else:
@@ -188,7 +199,8 @@ class _Levels:
     def _group(self, scales: range, length: int, memo: dict) -> _Group:
         pairs = tuple(dict.fromkeys(self.pairs[s] for s in scales))
         table, bias = self.remember(memo, pairs, lambda: self._build(pairs))
-        return _Group(scales, table, bias, self.layout(length, [pairs.index(p) if p in pairs else 0 for p in self.pairs]))
+        index = [pairs.index(pair) if pair in pairs else 0 for pair in self.pairs]
+        return _Group(scales, table, bias, self.layout(length, index))
 
     def _build(self, pairs: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
         """`table_kernel`'s tables of these pairs ``[P, K, taps, D]``, and the biases of all phi kernels."""
@@ -199,7 +211,9 @@ class _Levels:
         grid = _blocks((len(pairs) * taps,), size, dim)
         inputs_first = folded.mT.contiguous()
         numbers = _upload(pairs, torch.int32, books.device)
-        kernels.table_kernel[grid](table, books, inputs_first, numbers, size, D=dim, TAPS=taps, **kernels.TABLE)
+        kernels.table_kernel[grid](
+            table, books, inputs_first, numbers, size, D=dim, TAPS=taps, **kernels.TABLE
+        )
         return table, bias
 
     def layout(self, length: int, tables: Sequence[int]) -> Tensor:
@@ -226,7 +240,9 @@ def _upload(rows: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: torch
     return torch.tensor(rows, dtype=dtype, device=device)
 
 
-def _run_scales(levels, x, mask, codes, rows, memo, training=(None,) * 4, per_scale=False, keep_rows=False) -> None:
+def _run_scales(
+    levels, x, mask, codes, rows, memo, training=(None,) * 4, per_scale=False, keep_rows=False
+) -> None:
     batch, length, dim = x.shape
     books, norms = levels.searched(memo)
     mask = None if mask is None else mask.contiguous()
@@ -243,7 +259,7 @@ def _run_scales(levels, x, mask, codes, rows, memo, training=(None,) * 4, per_sc
 
 
 def _decode(levels, codes, length: int, scales: range, *, base=None, keep_scales: bool = False) -> Tensor:
-    """The sum of ``base`` and the contributions of ``scales``, whose codes these are; KEEP_SCALES: every partial sum."""
+    """The sum of ``base`` and the contributions of ``scales``, whose codes these are; or each partial sum."""
     batch, (_, size, dim) = codes.shape[0], levels.codebooks.shape
     torch._assert_async(((codes >= -1) & (codes < size)).all(), f"codes must be in [-1, {size})")
     codes = codes.contiguous()
@@ -278,7 +294,9 @@ def _statistics(levels, codes: Tensor, rows: Tensor, samples: Tensor | None) -> 
     """Hits and sums of each code, and the sampled rows, flat, from the downsampled ``rows[B, tokens, D]``."""
     books, size, dim = levels.codebooks.shape
     layout = levels.layout(rows.shape[1], [0] * len(levels.lengths)).long()
-    book, length, offset = (layout[:, field.value] for field in (kernels.BOOK, kernels.LENGTH, kernels.OFFSET))
+    book, length, offset = (
+        layout[:, field.value] for field in (kernels.BOOK, kernels.LENGTH, kernels.OFFSET)
+    )
     start = torch.repeat_interleave(book * size, length, output_size=levels.tokens)
     code = (codes.clamp(min=0) + start).flatten()  # the rows of tokens without a code are zero
     hits = rows.new_zeros(books * size).index_add_(0, code, (codes >= 0).flatten().to(rows.dtype))
@@ -309,7 +327,9 @@ def _phi_grads(levels, codes: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor
     )
 
 
-def _blocks(leading: tuple[int, ...], rows: int, columns: int | None = None) -> Callable[[dict], tuple[int, ...]]:
+def _blocks(
+    leading: tuple[int, ...], rows: int, columns: int | None = None
+) -> Callable[[dict], tuple[int, ...]]:
     """A grid: the leading sizes, then one program per block of rows, and of columns."""
 
     def grid(meta: dict) -> tuple[int, ...]:

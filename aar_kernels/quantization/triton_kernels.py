@@ -18,24 +18,24 @@ LENGTH, OFFSET, BOOK, PAIR, PHI, WIDTH = (tl.constexpr(field) for field in range
 # Pinned block sizes, tokens x codes x channels of a dot product: the largest of those tried that spill nothing.
 # Autotuning is no option, it would time itself inside a user's training step.
 SEARCH = {  # by major compute capability; 8 includes GPUs with 99 KB of shared memory
-    8: dict(BLOCK_M=16, BLOCK_N=128, BLOCK_K=32, num_warps=8, num_stages=3),
-    9: dict(BLOCK_M=16, BLOCK_N=256, BLOCK_K=32, num_warps=8, num_stages=3),
-    10: dict(BLOCK_M=16, BLOCK_N=256, BLOCK_K=32, num_warps=8, num_stages=3),
+    8: {"BLOCK_M": 16, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
+    9: {"BLOCK_M": 16, "BLOCK_N": 256, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
+    10: {"BLOCK_M": 16, "BLOCK_N": 256, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
 }
-TABLE = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=4, num_stages=3)
-PHI_GRAD = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=8, num_stages=3)
+TABLE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 4, "num_stages": 3}
+PHI_GRAD = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 3}
 
 
 def search_blocks(capability: int, dim: int) -> dict[str, int]:
     """The entry of `SEARCH` for a major compute capability, that of the oldest one if it is not listed."""
     rows = row_blocks(dim)
-    return SEARCH.get(capability, SEARCH[8]) | dict(BLOCK_D=rows["BLOCK_D"], BLOCK_T=rows["BLOCK_M"])
+    return SEARCH.get(capability, SEARCH[8]) | {"BLOCK_D": rows["BLOCK_D"], "BLOCK_T": rows["BLOCK_M"]}
 
 
 def row_blocks(dim: int) -> dict[str, int]:
     """Blocks of frames, for kernels without a dot product; wide rows come fewer at a time to stay in registers."""
     width = triton.next_power_of_2(dim)
-    return dict(BLOCK_D=width, BLOCK_M=max(1, min(16, 1024 // width)), num_warps=8)
+    return {"BLOCK_D": width, "BLOCK_M": max(1, min(16, 1024 // width)), "num_warps": 8}
 
 
 @triton.jit
@@ -80,7 +80,9 @@ def _search(
         code = start + tl.arange(0, BLOCK_N)
         d = step % slices * BLOCK_K + tl.arange(0, BLOCK_K)
         a = tl.load(rows + i[:, None] * D + d[None, :], mask=(i < n)[:, None] & (d < D)[None, :], other=0.0)
-        b = tl.load(book + code[None, :] * D + d[:, None], mask=(code < size)[None, :] & (d < D)[:, None], other=0.0)
+        b = tl.load(
+            book + code[None, :] * D + d[:, None], mask=(code < size)[None, :] & (d < D)[:, None], other=0.0
+        )
         dots = tl.dot(a, b, dots, input_precision="ieee")
         if step % slices == slices - 1:
             norm = tl.load(norms + code, mask=code < size, other=float("inf"))
@@ -100,11 +102,17 @@ def _left_and_right(position, n, length):
     """
     twice = tl.maximum((2 * position + 1) * n - length, 0)
     left = tl.minimum(twice // (2 * length), n - 1)
-    return left, tl.minimum(left + 1, n - 1), (twice % (2 * length)).to(tl.float32) / (2 * length).to(tl.float32)
+    return (
+        left,
+        tl.minimum(left + 1, n - 1),
+        (twice % (2 * length)).to(tl.float32) / (2 * length).to(tl.float32),
+    )
 
 
 @triton.jit
-def _contribution(codes, table, bias, t, n, length, D: tl.constexpr, TAPS: tl.constexpr, BLOCK_D: tl.constexpr):
+def _contribution(
+    codes, table, bias, t, n, length, D: tl.constexpr, TAPS: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """phi(up(E[codes])) at the frames ``t``; frames outside the sequence and code -1 are zero rows."""
     d = tl.arange(0, BLOCK_D)
     channels = (d < D)[None, :]
@@ -182,7 +190,17 @@ def residual_kernel(
             tl.store(scale_rows + i[:, None] * D + d[None, :], pooled, mask=(i < n)[:, None] & channels)
             tl.debug_barrier()
             nearest = _search(
-                scale_rows, book + e * size * D, norms + e * size, i, n, size, D, COSINE, BLOCK_N, BLOCK_K, BLOCK_D
+                scale_rows,
+                book + e * size * D,
+                norms + e * size,
+                i,
+                n,
+                size,
+                D,
+                COSINE,
+                BLOCK_N,
+                BLOCK_K,
+                BLOCK_D,
             )
             nearest = tl.where((count > 0) & sound, nearest, -1)
             tl.store(scale_codes + i, nearest.to(tl.int64), mask=i < n)
@@ -202,11 +220,17 @@ def residual_kernel(
                 # `before - before` is 0, or NaN in a broken item, as the straight-through estimator makes it.
                 estimate = before + (h - before) if PER_SCALE else h + (before - before)
                 at += item * length * D
-                tl.store(quantized + at, tl.load(quantized + at, mask=frames, other=0.0) + estimate, mask=frames)
-                tl.store(residual_sum + at, tl.load(residual_sum + at, mask=frames, other=0.0) + after, mask=frames)
+                tl.store(
+                    quantized + at, tl.load(quantized + at, mask=frames, other=0.0) + estimate, mask=frames
+                )
+                tl.store(
+                    residual_sum + at, tl.load(residual_sum + at, mask=frames, other=0.0) + after, mask=frames
+                )
                 squares += tl.where(frames, after * after, 0.0)
                 if residuals is not None:
-                    tl.store(residuals + s * tl.num_programs(0).to(tl.int64) * length * D + at, after, mask=frames)
+                    tl.store(
+                        residuals + s * tl.num_programs(0).to(tl.int64) * length * D + at, after, mask=frames
+                    )
     if quantized is not None:
         tl.store(loss + item, tl.load(loss + item) + tl.sum(tl.sum(squares, 1), 0))
 
@@ -281,7 +305,9 @@ def table_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, D, BLOCK_K):
         i = k + tl.arange(0, BLOCK_K)
-        a = tl.load(book + code[:, None] * D + i[None, :], mask=(code < size)[:, None] & (i < D)[None, :], other=0.0)
+        a = tl.load(
+            book + code[:, None] * D + i[None, :], mask=(code < size)[:, None] & (i < D)[None, :], other=0.0
+        )
         b = tl.load(kernel + i[:, None] * D + o[None, :], mask=(i < D)[:, None] & (o < D)[None, :], other=0.0)
         acc = tl.dot(a, b, acc, input_precision="ieee")
     row = (pair.to(tl.int64) * size + code) * TAPS + tap
@@ -313,7 +339,9 @@ def phi_grad_kernel(
     for _ in range(items):
         for start in range(0, length, BLOCK_K):
             t = start + tl.arange(0, BLOCK_K)
-            g = tl.load(after + t[None, :] * D + o[:, None], mask=(t < length)[None, :] & (o < D)[:, None], other=0.0)
+            g = tl.load(
+                after + t[None, :] * D + o[:, None], mask=(t < length)[None, :] & (o < D)[:, None], other=0.0
+            )
             position = t + shift
             inside = (position >= 0) & (position < length)
             left, right, weight = _left_and_right(position, n, length)

@@ -26,10 +26,10 @@ def isa_report() -> dict[str, str]:
     return dict(part.split("=") for part in torch.ops.aar_native.isa_report().split(";"))
 
 
-def run_equality(level: str, **environment: str) -> None:
+def run_equality(level: str, cases: int, **environment: str) -> None:
     paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "AAR_KERNELS_ISA": level} | environment
-    command = [sys.executable, str(HERE / "equality.py"), level]
+    command = [sys.executable, str(HERE / "equality.py"), level, str(cases)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.endswith("equal\n")
@@ -41,14 +41,14 @@ def test_instruction_set(level):
     report = isa_report()
     if level not in report["detected"].split(","):
         pytest.skip(f"{level}: this processor has {report['detected']}, this build {report['built']}")
-    run_equality(level, MALLOC_PERTURB_="128")
+    run_equality(level, 14, MALLOC_PERTURB_="128")
 
 
 def test_an_instruction_set_that_is_not_there_is_not_run():
     """Asking for one that this processor lacks, or that does not exist, must not end in an illegal instruction."""
     missing = sorted(set(LEVELS) - set(isa_report()["detected"].split(",")))
     for level in [*missing, "sse9"]:
-        script = "import aar_kernels, torch; print(torch.ops.aar_native.isa_report())"
+        script = "import aar_kernels._library, torch; print(torch.ops.aar_native.isa_report())"
         done = subprocess.run(
             [sys.executable, "-c", script], env=os.environ | {"AAR_KERNELS_ISA": level}, capture_output=True, text=True
         )
@@ -79,7 +79,7 @@ def test_sanitizers(sanitizer_runtime, tmp_path):
     assert "_native_torch" in record["built"], record["left_out"]
     for level in isa_report()["detected"].split(","):
         run_equality(
-            level, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=sanitizer_runtime,
+            level, 4, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=sanitizer_runtime,
             ASAN_OPTIONS="detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000",
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from aar_kernels import ScaleSchedule
-from aar_kernels.quantization import Levels, api, phi_sharing_index, reference
+from aar_kernels.quantization import Levels, api, phi_sharing_index
 from cases import Case, as_dtype, assert_codes, replay
 from helpers import assert_as_accurate
 
@@ -83,7 +83,9 @@ def test_steps_are_the_next_scale_inputs():
     assert pooled.shape == (len(case.x), 0, case.levels.latent_dim)
     for fast, name in ((torch.cat(inputs, dim=1), "next_scale_inputs"), (f_hat.mT, "decode")):
         levels = case.levels, as_dtype(case.levels, torch.float64)
-        assert_as_accurate(fast, *(getattr(api, name)(random_codes(case), m, backend="reference") for m in levels))
+        assert_as_accurate(
+            fast, *(getattr(api, name)(random_codes(case), m, backend="reference") for m in levels)
+        )
 
 
 def training_step(case: Case, levels: Levels, straight_through: str, backend: str) -> dict[str, Tensor]:
@@ -98,9 +100,18 @@ def training_step(case: Case, levels: Levels, straight_through: str, backend: st
     )  # fmt: skip
     target = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape)
     gradients = torch.autograd.grad((quantized * target).sum() + 3 * loss, [x, *weights])
-    hits, sums, sampled = statistics.split([levels.codebooks[..., 0].numel()] + 2 * [levels.codebooks.numel()])
+    hits, sums, sampled = statistics.split(
+        [levels.codebooks[..., 0].numel()] + 2 * [levels.codebooks.numel()]
+    )
     named = {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
-    return dict(codes=codes, quantized=quantized, loss=loss, hits=hits, sums=sums, sampled=sampled) | named
+    return {
+        "codes": codes,
+        "quantized": quantized,
+        "loss": loss,
+        "hits": hits,
+        "sums": sums,
+        "sampled": sampled,
+    } | named
 
 
 @every_case
@@ -120,7 +131,9 @@ def test_the_first_of_equal_codes_wins():
     """Within one block of the search and across two. Whole numbers, so that equal codes are equally far."""
     case = make((3,), 3, size=140)
     for period in (7, 70):
-        levels = replace(case.levels, codebooks=(4 * case.levels.codebooks).round()[:, torch.arange(140) % period])
+        levels = replace(
+            case.levels, codebooks=(4 * case.levels.codebooks).round()[:, torch.arange(140) % period]
+        )
         codes = api.encode(case.x.round(), levels, backend="triton")
         assert codes.max() < period
         assert torch.equal(codes, api.encode(case.x.round(), levels, backend="reference"))
@@ -160,7 +173,9 @@ def test_empty_batch():
     assert api.encode(case.x, case.levels, backend="triton").shape == (0, 4)
     assert api.next_scale_inputs(random_codes(case), case.levels, backend="triton").shape == (0, 3, 8)
     samples = torch.zeros(2, 20, dtype=torch.int64)
-    loss, statistics = api.quantize(case.x, case.levels, statistics=True, samples=samples, backend="triton")[2:]
+    loss, statistics = api.quantize(case.x, case.levels, statistics=True, samples=samples, backend="triton")[
+        2:
+    ]
     assert loss == 0
     assert len(statistics) == 2 * 20 * 17
     assert statistics.count_nonzero() == 0
@@ -202,7 +217,16 @@ def test_tables_follow_the_weights():
 
 def test_the_gradients_of_narrow_kernels_are_padded_with_zeros():
     case = CASES["unshared phi, masked"]
-    arguments = (case.rows(torch.float32), case.mask, *case.levels.arguments(), None, True, False, True, "triton")
+    arguments = (
+        case.rows(torch.float32),
+        case.mask,
+        *case.levels.arguments(),
+        None,
+        True,
+        False,
+        True,
+        "triton",
+    )
     weights = torch.ops.aar_kernels.msrq_quantize(*arguments)[5]
     assert weights.shape == (3, 8, 8, 7)
     for gradient, width in zip(weights, (1, 7, 3), strict=True):
@@ -227,6 +251,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
         environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         root = Path(__file__).parents[2]
-        result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            command, env=environment, cwd=root, capture_output=True, text=True, check=False
+        )
         print(result.stdout)
         assert result.returncode == 0, result.stderr

@@ -11,11 +11,15 @@ triton = pytest.importorskip("triton")
 import aot
 from aar_kernels.quantization import triton_kernels as kernels
 
-F, I = "*fp32", "*i64"
+FLOAT, CODE = "*fp32", "*i64"
 LAYOUT = {"layout": "*i32"}
-DECODE = {"out": F, "codes": I, "table": F, "bias": F} | LAYOUT
-RESIDUAL = {name: F for name in ("x", "residual", "rows", "book", "norms", "table", "bias")} | {"codes": I} | LAYOUT
-TRAINING = {"mask": "*i1"} | {name: F for name in ("quantized", "residual_sum", "residuals", "loss")}
+DECODE = {"out": FLOAT, "codes": CODE, "table": FLOAT, "bias": FLOAT} | LAYOUT
+RESIDUAL = (
+    dict.fromkeys(("x", "residual", "rows", "book", "norms", "table", "bias"), FLOAT)
+    | {"codes": CODE}
+    | LAYOUT
+)
+TRAINING = {"mask": "*i1"} | dict.fromkeys(("quantized", "residual_sum", "residuals", "loss"), FLOAT)
 EUCLIDEAN = {"COSINE": False, "PER_SCALE": False, "KEEP_ROWS": False}
 TRAIN = {"COSINE": False, "PER_SCALE": True, "KEEP_ROWS": True}
 
@@ -31,16 +35,16 @@ def cases(capability: int, dim: int) -> dict[str, tuple]:
         "quantize": (kernels.residual_kernel, RESIDUAL | TRAINING, phi | TRAIN | search),
         "decode": (kernels.decode_kernel, DECODE, phi | {"KEEP_SCALES": False} | rows),
         "decode_scales": (kernels.decode_kernel, DECODE, phi | {"KEEP_SCALES": True} | rows),
-        "step": (kernels.decode_kernel, DECODE | {"base": F}, phi | {"KEEP_SCALES": False} | rows),
-        "pool": (kernels.pool_kernel, {"out": F, "sequences": F} | LAYOUT, {"D": dim} | rows),
+        "step": (kernels.decode_kernel, DECODE | {"base": FLOAT}, phi | {"KEEP_SCALES": False} | rows),
+        "pool": (kernels.pool_kernel, {"out": FLOAT, "sequences": FLOAT} | LAYOUT, {"D": dim} | rows),
         "table": (
             kernels.table_kernel,
-            {"out": F, "codebooks": F, "kernels": F, "pairs": "*i32"},
+            {"out": FLOAT, "codebooks": FLOAT, "kernels": FLOAT, "pairs": "*i32"},
             phi | kernels.TABLE,
         ),
         "phi gradient": (
             kernels.phi_grad_kernel,
-            {"out": F, "residuals": F, "codes": I, "codebooks": F} | LAYOUT,
+            {"out": FLOAT, "residuals": FLOAT, "codes": CODE, "codebooks": FLOAT} | LAYOUT,
             phi | kernels.PHI_GRAD,
         ),
     }
@@ -68,7 +72,7 @@ def test_resources(capability: int, dim: int):
 
 
 def main() -> None:
-    """``PYTHONPATH=tests python tests/quantization/test_triton_aot.py``: compile everything and record the figures."""
+    """``PYTHONPATH=.:tests python tests/quantization/test_triton_aot.py``: compile everything and record the figures."""
     figures = {
         f"sm_{capability}, latent {dim}": measure(capability, dim)
         for capability in aot.SHARED_MEMORY
