@@ -4,6 +4,8 @@
 kernels on one thread: ``encode(x[batch, T, latent]) -> codes[batch, sum(lengths)]``, ``decode(codes, length)`` back.
 """
 
+from . import _library  # noqa: F401  (also looks in the user's cache for a build)
+
 try:
     from ._numpy import Quantizer, isa_report
 except ImportError as error:

@@ -20,7 +20,8 @@ SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
 @dataclass(frozen=True)
 class Resources:
-    """What one program of a kernel takes: registers per thread, spilled bytes per thread, bytes of shared memory."""
+    """What one program of a kernel takes: registers per thread, spilled bytes per thread, bytes of shared
+    memory."""
 
     registers: int
     spills: int
@@ -33,10 +34,9 @@ def compile_kernel(
 ):
     """Compile ``kernel`` for sm_``capability``.
 
-    ``pointers`` gives the types of the pointers that are passed, aligned as PyTorch's are; an argument that is neither
-    there nor in ``constants`` is an int32 if its values are not specialised, else None. ``constants`` also holds the
-    launch options ``num_warps`` and ``num_stages``.
-    """
+    ``pointers`` gives the types of the pointers that are passed, aligned as PyTorch's are; an argument that
+    is neither there nor in ``constants`` is an int32 if its values are not specialised, else None.
+    ``constants`` also holds the launch options ``num_warps`` and ``num_stages``."""
     options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     numbers = {kernel.arg_names[i] if isinstance(i, int) else i for i in kernel.do_not_specialize}
     types, values, attributes = {}, {}, {}

@@ -1,13 +1,17 @@
-"""How a result is judged: against the same computation in float64, with a tolerance that comes from the data."""
+"""How a result is judged: against the same computation in float64, with a tolerance that comes from the
+data."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from aar_kernels import dispatch
 from torch import Tensor
 
-FAST = [name for name in dispatch.BACKENDS if name not in ("reference", "triton")]  # triton has tests of its own
+from aar_kernels import dispatch
+
+FAST = [
+    name for name in dispatch.BACKENDS if name not in ("reference", "triton")
+]  # triton has tests of its own
 MARGINS: list[tuple[int, int, float]] = []  # per comparison: codes, codes that differ, largest excess / bound
 
 
@@ -26,7 +30,8 @@ def error64(result: Tensor, exact: Tensor) -> float:
 
 
 def assert_as_accurate(fast: Tensor, plain: Tensor, exact: Tensor, what: str = "result") -> None:
-    """``fast`` may be twice as far from ``exact`` as ``plain``, the same dtype in plain PyTorch, and one rounding.
+    """``fast`` may be twice as far from ``exact`` as ``plain``, the same dtype in plain PyTorch, and one
+    rounding.
 
     Args:
         exact: the same computation in float64.

@@ -7,8 +7,9 @@ import weakref
 
 import pytest
 import torch
-from aar_kernels.cache import DerivedCache
 from torch import nn
+
+from aar_kernels.cache import DerivedCache
 
 
 class Doubled:
@@ -99,7 +100,8 @@ def test_loading_and_converting_are_seen(cache):
 
 
 def test_new_data_at_an_old_address_is_seen(cache):
-    """The storage that was replaced is freed, and the next one may take its place: same address, other values."""
+    """The storage that was replaced is freed, and the next one may take its place: same address, other
+    values."""
     tensor = torch.randn(5)
     for value in range(100):
         tensor.data = torch.full((5,), float(value))

@@ -9,12 +9,14 @@ import types
 
 import pytest
 import torch
+
 from aar_kernels import BackendError, dispatch, use_backend
 
 
 @pytest.fixture
 def operator(monkeypatch) -> str:
-    """`made_up_add`: native takes float32 without gradients alone, triton cannot be imported, reference takes all."""
+    """`made_up_add`: native takes float32 without gradients alone, triton cannot be imported, reference takes
+    all."""
 
     def backend(**functions):
         return types.SimpleNamespace(unavailable=lambda: None, **functions)
@@ -24,9 +26,8 @@ def operator(monkeypatch) -> str:
             return f"float32 only, not {problem.dtype}"
         return "no gradients here" if problem.needs_grad else None
 
-    for name, module in {
-        "native": backend(unsupported=refuse), "reference": backend(unsupported=lambda problem: None), "triton": None,
-    }.items():  # fmt: skip
+    everything = backend(unsupported=lambda problem: None)
+    for name, module in (("native", backend(unsupported=refuse)), ("triton", None), ("reference", everything)):
         monkeypatch.setitem(sys.modules, f"made_up.{name}", module)
     monkeypatch.setitem(sys.modules, "made_up", types.ModuleType("made_up"))
     monkeypatch.setattr(dispatch, "_OPERATORS", {})
@@ -73,12 +74,17 @@ def test_use_backend_nests_and_ends(operator):
         with pytest.raises(KeyError), use_backend("native"):
             raise KeyError
         assert dispatch.select(operator, x) == "reference"
-        assert dispatch.select(operator, x, backend="native") == "native"  # the argument is nearer to the call
+        assert (
+            dispatch.select(operator, x, backend="native") == "native"
+        )  # the argument is nearer to the call
     assert dispatch.select(operator, x) == "native"
 
 
 def test_unknown_names(operator):
-    for call in (lambda: dispatch.select(operator, torch.zeros(1), backend="fortran"), use_backend("fortran").__enter__):
+    for call in (
+        lambda: dispatch.select(operator, torch.zeros(1), backend="fortran"),
+        use_backend("fortran").__enter__,
+    ):
         with pytest.raises(ValueError, match="unknown backend 'fortran'; one of native, triton, reference"):
             call()
 

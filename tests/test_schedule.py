@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+
 from aar_kernels import ScaleSchedule
 
 PUBLISHED = (1, 2, 4, 6, 9, 12, 16, 20, 25, 31, 37, 43, 50, 58, 66, 75)
@@ -21,7 +22,8 @@ def test_the_papers_other_schedules():
 @pytest.mark.parametrize("kind", [ScaleSchedule.quadratic, ScaleSchedule.linear, ScaleSchedule.logarithmic])
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 75, 100, 121, 1000, 4097])
 def test_every_kind_ends_at_its_length(kind, length):
-    """Rounding of the root or the logarithm must not shorten the last scale, nor the one of a single scale."""
+    """Rounding of the root or the logarithm must not shorten the last scale, nor the one of a single
+    scale."""
     for scales in (1, 2, 5, 16):
         schedule = kind(scales, length)
         assert schedule.num_scales == scales

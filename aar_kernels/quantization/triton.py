@@ -1,10 +1,9 @@
 """Triton backend: a portable GPU implementation in few launches (kernels and block sizes: `triton_kernels`).
 
-encode and quantize run all scales of an item in one program; the decoding operators run one program per block of
-frames. phi is applied through tables of codes (`triton_kernels.table_kernel`), which inference keeps until a weight
-changes. No kernel uses atomics, so results do not vary from run to run; the statistics are summed by ``index_add_``,
-which follows ``torch.use_deterministic_algorithms``.
-"""
+encode and quantize run all scales of an item in one program; the decoding operators run one program per block
+of frames. phi is applied through tables of codes (`triton_kernels.table_kernel`), which inference keeps until
+a weight changes. No kernel uses atomics, so results do not vary from run to run; the statistics are summed by
+``index_add_``, which follows ``torch.use_deterministic_algorithms``."""
 
 from __future__ import annotations
 
@@ -47,7 +46,8 @@ def unsupported(problem) -> str | None:
 
 
 def _operator(function: Callable[..., T]) -> Callable[..., T]:
-    """Launch on the device of the first tensor, and record nothing for autograd (`ops` registers the gradients)."""
+    """Launch on the device of the first tensor, and record nothing for autograd (`ops` registers the
+    gradients)."""
 
     @functools.wraps(function)
     def run(first: Tensor, *args) -> T:
@@ -99,8 +99,8 @@ def step(f_hat, codes, *levels_and_scale) -> tuple[Tensor, Tensor]:
 
 @_operator
 def quantize(
-    x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, samples, per_scale, want_statistics,
-    want_phi_grad,
+    x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, samples, per_scale,
+    want_statistics, want_phi_grad,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     levels = _Levels(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
     batch, length, dim = x.shape
@@ -108,7 +108,8 @@ def quantize(
     rows = x.new_empty(batch, levels.tokens if want_statistics else max(lengths), dim)
     quantized, residual_sum, squares = torch.zeros_like(x), torch.zeros_like(x), x.new_zeros(batch)
     residuals = x.new_empty(len(lengths), batch, length, dim) if want_phi_grad else None
-    # Nothing is remembered: the weights are about to change, and a captured step has to build its tables anew.
+    # Nothing is remembered: the weights are about to change, and a captured step has to build its tables
+    # anew.
     _run_scales(
         levels,
         x,
@@ -162,14 +163,15 @@ class _Levels:
         return [(s if len(self.codebooks) > 1 else 0, phis[s]) for s in self.scales]
 
     def memo(self) -> dict:
-        """Where derived values are kept until a weight changes. Under CUDA-graph capture a new one: the graph would
-        otherwise go on reading memory that the cache gives up when a weight changes."""
+        """Where derived values are kept until a weight changes. Under CUDA-graph capture a new one: the graph
+        would otherwise go on reading memory that the cache gives up when a weight changes."""
         if self.codebooks.is_cuda and torch.cuda.is_current_stream_capturing():
             return {}
         return _derived.get([self.codebooks, *self.phi_weights, *self.phi_biases], dict)
 
     def remember(self, memo: dict, key, build: Callable[[], T]) -> T:
-        """A value of ``memo``, one for each CUDA stream: another stream would have to wait for the one that builds."""
+        """A value of ``memo``, one for each CUDA stream: another stream would have to wait for the one that
+        builds."""
         stream = torch.cuda.current_stream() if self.codebooks.is_cuda else None
         if (stream, key) not in memo:
             memo[stream, key] = build()
@@ -183,7 +185,8 @@ class _Levels:
         return books, self.remember(memo, ("norms", self.metric), lambda: books.square().sum(-1))
 
     def groups(self, scales: range, length: int, memo: dict) -> Iterator[_Group]:
-        """Consecutive scales whose tables may exist at once: all of ``scales``, or each alone if they are too large."""
+        """Consecutive scales whose tables may exist at once: all of ``scales``, or each alone if they are too
+        large."""
         if not scales:
             return
         if not self.phi_weights:
@@ -252,8 +255,8 @@ def _run_scales(
         kernels.residual_kernel[(batch,)](
             x, mask, residual, rows, codes, books, norms, group.table, group.bias, group.layout, *training,
             length, books.shape[1], codes.shape[1], rows.shape[1], group.scales.start, group.scales.stop,
-            D=dim, TAPS=levels.taps, COSINE=levels.metric == "cosine", PER_SCALE=per_scale, KEEP_ROWS=keep_rows,
-            **kernels.search_blocks(capability, dim),
+            D=dim, TAPS=levels.taps, COSINE=levels.metric == "cosine", PER_SCALE=per_scale,
+            KEEP_ROWS=keep_rows, **kernels.search_blocks(capability, dim),
         )  # fmt: skip
         x = residual
 
@@ -268,15 +271,16 @@ def _decode(levels, codes, length: int, scales: range, *, base=None, keep_scales
     for group in levels.groups(scales, length, levels.memo()):
         first, last = group.scales.start, group.scales.stop
         kernels.decode_kernel[_blocks((batch,), length)](
-            out, base, codes, group.table, group.bias, group.layout, length, size, codes.shape[1], skip, first, last,
-            D=dim, TAPS=levels.taps, KEEP_SCALES=keep_scales, **kernels.row_blocks(dim),
+            out, base, codes, group.table, group.bias, group.layout, length, size, codes.shape[1],
+            skip, first, last, D=dim, TAPS=levels.taps, KEEP_SCALES=keep_scales, **kernels.row_blocks(dim),
         )  # fmt: skip
         base = out[last - 1] if keep_scales else out
     return out
 
 
 def _pool(levels, sequences: Tensor, scales: range) -> Tensor:
-    """``sequences[scale, B, T, D]`` pooled to the length of each of ``scales``: ``[B, sum of lengths, D]``."""
+    """``sequences[scale, B, T, D]`` pooled to the length of each of ``scales``: ``[B, sum of lengths,
+    D]``."""
     _, batch, length, dim = sequences.shape
     lengths = levels.lengths[scales.start : scales.stop]
     out = sequences.new_empty(batch, sum(lengths), dim)
@@ -311,7 +315,8 @@ def _statistics(levels, codes: Tensor, rows: Tensor, samples: Tensor | None) -> 
 
 
 def _phi_grads(levels, codes: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
-    """For each phi kernel the sums of ``residuals[S, B, T, D]`` times its input at each tap, and of them alone."""
+    """For each phi kernel the sums of ``residuals[S, B, T, D]`` times its input at each tap, and of them
+    alone."""
     scales, batch, length, dim = residuals.shape
     layout = levels.layout(length, [0] * scales)
     weights = residuals.new_empty(scales, dim, dim, levels.taps)

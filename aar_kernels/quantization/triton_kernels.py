@@ -1,10 +1,9 @@
 """The kernels of the Triton backend and their pinned block sizes; `triton` launches them.
 
-Shared conventions: sequences are contiguous ``[B, T, D]`` fp32; ``layout[S, FIELDS]`` holds, per scale, its length, the
-offset of its tokens, its codebook, its table, its phi kernel and that kernel's width. The layout's integer type is the
-type of all index arithmetic: the host makes it int64 where ``T * length`` needs it. A table ``[K, TAPS, D]`` holds what
-one code adds to a frame, per tap of phi (see `table_kernel`).
-"""
+Shared conventions: sequences are contiguous ``[B, T, D]`` fp32; ``layout[S, FIELDS]`` holds, per scale, its
+length, the offset of its tokens, its codebook, its table, its phi kernel and that kernel's width. The
+layout's integer type is the type of all index arithmetic: the host makes it int64 where ``T * length`` needs
+it. A table ``[K, TAPS, D]`` holds what one code adds to a frame, per tap of phi (see `table_kernel`)."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ FIELDS = tl.constexpr(6)
 LENGTH, OFFSET, BOOK, PAIR, PHI, WIDTH = (tl.constexpr(field) for field in range(6))
 
 
-# Pinned block sizes, tokens x codes x channels of a dot product: the largest of those tried that spill nothing.
-# Autotuning is no option, it would time itself inside a user's training step.
+# Pinned block sizes, tokens x codes x channels of a dot product: the largest of those tried that spill
+# nothing. Autotuning is no option, it would time itself inside a user's training step.
 SEARCH = {  # by major compute capability; 8 includes GPUs with 99 KB of shared memory
     8: {"BLOCK_M": 16, "BLOCK_N": 128, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
     9: {"BLOCK_M": 16, "BLOCK_N": 256, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
@@ -33,14 +32,16 @@ def search_blocks(capability: int, dim: int) -> dict[str, int]:
 
 
 def row_blocks(dim: int) -> dict[str, int]:
-    """Blocks of frames, for kernels without a dot product; wide rows come fewer at a time to stay in registers."""
+    """Blocks of frames, for kernels without a dot product; wide rows come fewer at a time to stay in
+    registers."""
     width = triton.next_power_of_2(dim)
     return {"BLOCK_D": width, "BLOCK_M": max(1, min(16, 1024 // width)), "num_warps": 8}
 
 
 @triton.jit
 def _pool(rows, mask, i, n, length, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Means of ``rows[T, D]`` over the windows of tokens ``i`` of ``n``, and how many frames each one sees."""
+    """Means of ``rows[T, D]`` over the windows of tokens ``i`` of ``n``, and how many frames each one
+    sees."""
     d = tl.arange(0, BLOCK_D)
     start = i * length // n
     stop = ((i + 1) * length + n - 1) // n
@@ -73,8 +74,8 @@ def _search(
     nearest = tl.zeros([i.shape[0]], tl.int32)
     dots = tl.zeros([i.shape[0], BLOCK_N], tl.float32)
     slices: tl.constexpr = (D + BLOCK_K - 1) // BLOCK_K
-    # One loop over code blocks and channel slices, so that loads run ahead across blocks. The rows are read again in
-    # slices: held whole, as fp32 operands of a dot product, they would fill the registers.
+    # One loop over code blocks and channel slices, so that loads run ahead across blocks. The rows are read
+    # again in slices: held whole, as fp32 operands of a dot product, they would fill the registers.
     for step in range(tl.cdiv(size, BLOCK_N) * slices):
         start = step // slices * BLOCK_N
         code = start + tl.arange(0, BLOCK_N)
@@ -134,18 +135,17 @@ def _contribution(
 
 @triton.jit(do_not_specialize=["length", "size", "tokens", "kept", "first", "last"])
 def residual_kernel(
-    x, mask, residual, rows, codes, book, norms, table, bias, layout, quantized, residual_sum, residuals, loss,
-    length, size, tokens, kept, first, last,
+    x, mask, residual, rows, codes, book, norms, table, bias, layout, quantized, residual_sum, residuals,
+    loss, length, size, tokens, kept, first, last,
     D: tl.constexpr, TAPS: tl.constexpr, COSINE: tl.constexpr, PER_SCALE: tl.constexpr,
     KEEP_ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Scales ``first <= s < last`` of the item ``program_id(0)``, which no other program touches.
 
-    The residual stays in global memory: one item's fits the L1 cache, and rows of it are needed by other threads than
-    those that wrote them, whence the barriers. ``quantized`` and what follows it are None in inference.
-    ``rows[B, kept, D]`` is scratch, or the downsampled rows of every token (KEEP_ROWS).
-    """
+    The residual stays in global memory: one item's fits the L1 cache, and rows of it are needed by other
+    threads than those that wrote them, whence the barriers. ``quantized`` and what follows it are None in
+    inference. ``rows[B, kept, D]`` is scratch, or the downsampled rows of every token (KEEP_ROWS)."""
     item = tl.program_id(0).to(tl.int64)
     x += item * length * D
     residual += item * length * D
@@ -238,9 +238,11 @@ def residual_kernel(
 @triton.jit(do_not_specialize=["length", "size", "stride", "skip", "first", "last"])
 def decode_kernel(
     out, base, codes, table, bias, layout, length, size, stride, skip, first, last,
-    D: tl.constexpr, TAPS: tl.constexpr, KEEP_SCALES: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    D: tl.constexpr, TAPS: tl.constexpr, KEEP_SCALES: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """``base`` plus the contributions of scales ``first <= s < last``: the last sum, or (KEEP_SCALES) each of them.
+    """``base`` plus the contributions of scales ``first <= s < last``: the last sum, or (KEEP_SCALES) each of
+    them.
 
     ``codes[B, stride]`` begin with token ``skip`` of the schedule. Program (item, block of frames).
     """
@@ -273,8 +275,8 @@ def pool_kernel(
     out, sequences, layout, length, stride, skip, first,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """``sequences[scales, B, T, D]`` pooled to the lengths of scales ``first, first + 1, ...``: ``out[B, stride, D]``,
-    which begins with token ``skip`` of the schedule. Program (item, scale, block of tokens)."""
+    """``sequences[scales, B, T, D]`` pooled to the lengths of scales ``first, first + 1, ...``: ``out[B,
+    stride, D]``, which begins with token ``skip`` of the schedule. Program (item, scale, block of tokens)."""
     item = tl.program_id(0).to(tl.int64)
     fields = layout + (first + tl.program_id(1)) * FIELDS
     n = tl.load(fields + LENGTH)
@@ -291,11 +293,12 @@ def table_kernel(
     out, codebooks, kernels, pairs, size, D: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``out[P, size, TAPS, D]``: each code of a codebook times each tap of a phi kernel, for the pairs of both.
+    """``out[P, size, TAPS, D]``: each code of a codebook times each tap of a phi kernel, for the pairs of
+    both.
 
-    ``kernels[P', TAPS, D, D]`` are those of `common.fold`, as (in, out) matrices. A kernel of ours, because a library
-    product would follow the user's TF32 and autocast settings. Program (pair * tap, block of codes, block of channels).
-    """
+    ``kernels[P', TAPS, D, D]`` are those of `common.fold`, as (in, out) matrices. A kernel of ours, because a
+    library product would follow the user's TF32 and autocast settings. Program (pair * tap, block of codes,
+    block of channels)."""
     pair = tl.program_id(0) // TAPS
     tap = tl.program_id(0) % TAPS
     book = codebooks + tl.load(pairs + 2 * pair).to(tl.int64) * size * D
@@ -319,11 +322,11 @@ def phi_grad_kernel(
     out, residuals, codes, codebooks, layout, batch, length, size, tokens,
     D: tl.constexpr, TAPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``out[S, D, D, TAPS]``: the sum over items and frames of (residual after the scale) x (upsampled codes at a tap).
+    """``out[S, D, D, TAPS]``: the sum over items and frames of (residual after the scale) x (upsampled codes
+    at a tap).
 
-    Program (scale * tap, block of output channels, block of input channels). Taps beyond the width of the scale's
-    phi kernel are zero.
-    """
+    Program (scale * tap, block of output channels, block of input channels). Taps beyond the width of the
+    scale's phi kernel are zero."""
     s = tl.program_id(0) // TAPS
     tap = tl.program_id(0) % TAPS
     fields = layout + s * FIELDS

@@ -61,12 +61,17 @@ class Rows {
     for (int64_t k = 0; k <= shape.codes; k++) slot_of_[k] = -1;
   }
 
-  // Row `idx` of scale s, if it lies in a table: for reading ahead of `find`.
+  // The rows of all codes of scale s, if they lie in a table.
   const float* tabulated(int64_t s) const {
     if (computes_) return nullptr;
     return action_.table != nullptr ? action_.table + action_.table_of[s] * shape_.codes * wide_ : book(s);
   }
-  int64_t row_floats() const { return wide_; }
+  // Brings the rows of these codes towards the core while others are worked on.
+  void fetch(int64_t s, const int64_t* idx, int64_t n) const {
+    const float* table = tabulated(s);
+    for (int64_t i = 0; table != nullptr && i < n; i++)
+      for (int64_t j = 0; j < wide_; j += 16) __builtin_prefetch(table + idx[i] * wide_ + j, 0, 2);
+  }
   int64_t most_distinct() const { return most_; }
 
   void find(int64_t s, const int64_t* idx, int64_t n) {
@@ -172,7 +177,8 @@ class Encoder {
                           ? training->rows + (offset * batch + first * n) * dim : pooled_.get();
       for (int64_t b = 0; b < items; b++)
         pool(residual_ + b * size_, length_, dim, n, mask ? seen_ + b * (length_ + 1) : nullptr, pooled + b * n * dim);
-      search(pooled, items * n, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, rows_.tabulated(s), rows_.row_floats(), idx_);
+      search(pooled, items * n, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, idx_,
+             [&](const int64_t* found, int count) { rows_.fetch(s, found, count); });
       for (int64_t b = 0; b < items; b++) {
         if (broken_[b] || mask != nullptr) drop_unseen(n, mask != nullptr, b);
         std::memcpy(out + (first + b) * tokens + offset, idx_ + b * n, sizeof(int64_t) * n);
@@ -298,6 +304,7 @@ inline bool decode(const Shape& shape, const Action& action, const int64_t* code
       const int64_t n_next = s + 1 < shape.scales ? shape.lengths[s + 1] : 0;
       for (int64_t b = begin; b < end; b++) {
         rows.find(s, codes + b * tokens + offset, shape.lengths[s]);
+        if (b + 1 < end) rows.fetch(s, codes + (b + 1) * tokens + offset, shape.lengths[s]);
         act(rows.pointers, at, action.taps, length, dim, bias_of(shape, action, s), 1.0f, f_hat + b * size);
         if (scales_out != nullptr)
           std::memcpy(scales_out + ((s - first) * batch + b) * size, f_hat + b * size, sizeof(float) * size);

@@ -201,15 +201,14 @@ inline void search_tile(int rows, const float* z, const Book& book, const Shape&
   }
 }
 
-// out[n]: index of the code nearest to each of z[n][dim]. `table`, if not null, has `row` floats for each code; those of
-// the code just found are fetched into the cache while the next rows are searched.
+// out[n]: index of the code nearest to each of z[n][dim]. `found(codes, count)` is called as they become known.
+template <class Found>
 inline void search(const float* z, int64_t n, const Book& book, const Shape& shape, SearchScratch& scratch,
-                   const float* table, int64_t row, int64_t* out) {
+                   int64_t* out, const Found& found) {
   for (int64_t i = 0; i < n; i += kSearchRows) {
     const int rows = n - i < kSearchRows ? int(n - i) : kSearchRows;
     search_tile<kSearchRows>(rows, z + i * shape.dim, book, shape, scratch, out + i);
-    for (int r = 0; table != nullptr && r < rows; r++)
-      for (int64_t j = 0; j < row; j += 16) __builtin_prefetch(table + out[i + r] * row + j, 0, 2);
+    found(out + i, rows);
   }
 }
 

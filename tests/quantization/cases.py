@@ -9,10 +9,11 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from aar_kernels import ScaleSchedule
-from aar_kernels.quantization import Levels, phi_sharing_index, reference
 from helpers import MARGINS
 from torch import Tensor
+
+from aar_kernels import ScaleSchedule
+from aar_kernels.quantization import Levels, phi_sharing_index, reference
 
 LATENTS = (64, 1, 3, 128, 8, 16, 100)
 SIZES = (1024, 7, 100, 1, 32)
@@ -39,7 +40,8 @@ class Case:
 
 
 def make_case(seed: int | str, **chosen) -> Case:
-    """The random case of ``seed``, or ``"published"``. Options are walked at different strides, so that every one is met, and most pairs.
+    """The random case of ``seed``, or ``"published"``. Options are walked at different strides, so that every
+    one is met, and most pairs.
 
     Args:
         chosen: options to set by hand, by the names of the local variables: ``latent=64, masked="absent"``.
@@ -48,9 +50,10 @@ def make_case(seed: int | str, **chosen) -> Case:
         return published_case()
     rng = random.Random(seed)
     options = {
-        "latent": LATENTS[seed % 7], "size": SIZES[seed % 5], "batch": BATCHES[seed % 6], "kind": SCHEDULES[seed % 4],
-        "sharing": PHI[seed // 2 % 4], "masked": MASKS[seed // 3 % 3], "metric": ("euclidean", "cosine")[seed // 5 % 2],
-        "shared": seed % 3 == 1, "stretch": (0, 7, -3)[seed // 2 % 3],
+        "latent": LATENTS[seed % 7], "size": SIZES[seed % 5], "batch": BATCHES[seed % 6],
+        "kind": SCHEDULES[seed % 4], "sharing": PHI[seed // 4 % 4], "masked": MASKS[seed // 3 % 3],
+        "metric": ("euclidean", "cosine")[seed // 5 % 2], "shared": seed // 7 % 3 == 1,
+        "stretch": (0, 7, -3)[seed // 2 % 3],
     }  # fmt: skip
     assert chosen.keys() <= options.keys()
     options |= chosen
@@ -66,21 +69,35 @@ def make_case(seed: int | str, **chosen) -> Case:
     scales, latent, batch = len(lengths), options["latent"], options["batch"]
     length = max(1, lengths[-1] + options["stretch"])
 
-    x = torch.randn(batch, length, latent, generator=generator).mT  # channels last in memory, as a projection leaves it
-    codebooks = torch.randn(1 if options["shared"] else scales, options["size"], latent, generator=generator) / 3
+    x = torch.randn(
+        batch, length, latent, generator=generator
+    ).mT  # channels last in memory, as a projection leaves it
+    codebooks = (
+        torch.randn(1 if options["shared"] else scales, options["size"], latent, generator=generator) / 3
+    )
     kernels = {"partial": min(3, scales), "full": 1, "none": scales, "absent": 0}[options["sharing"]]
-    index = {"partial": phi_sharing_index(max(kernels, 1), scales), "full": (0,) * scales, "none": range(scales)}
+    index = {
+        "partial": phi_sharing_index(max(kernels, 1), scales),
+        "full": (0,) * scales,
+        "none": range(scales),
+    }
     widths = [rng.choice((1, 3, 5, 7, 9)) for _ in range(kernels)]
     weights = [torch.randn(latent, latent, k, generator=generator) / (latent * k) ** 0.5 for k in widths]
     biases = [torch.randn(latent, generator=generator) / 10 for _ in widths]
     levels = Levels(
-        ScaleSchedule(lengths), codebooks, weights, biases, index.get(options["sharing"], ()), options["metric"]
+        ScaleSchedule(lengths),
+        codebooks,
+        weights,
+        biases,
+        index.get(options["sharing"], ()),
+        options["metric"],
     )
     return Case(levels, x, _mask(options["masked"], batch, length, generator))
 
 
 def published_case() -> Case:
-    """The published sizes, where sums are long: 16 scales of 75 frames, latent 64, 1024 codes, six kernels of nine."""
+    """The published sizes, where sums are long: 16 scales of 75 frames, latent 64, 1024 codes, six kernels of
+    nine."""
     schedule, generator = ScaleSchedule.quadratic(16, 75), torch.Generator().manual_seed(0)
     codebooks = torch.randn(16, 1024, 64, generator=generator) / 3
     weights = [torch.randn(64, 64, 9, generator=generator) / 24 for _ in range(6)]
@@ -90,7 +107,8 @@ def published_case() -> Case:
 
 
 def near_ties(metric: str) -> Case:
-    """Rows on the border between two codes, but for a few roundings: float32 and float64 often choose differently."""
+    """Rows on the border between two codes, but for a few roundings: float32 and float64 often choose
+    differently."""
     generator = torch.Generator().manual_seed(0)
     codebook = torch.randn(1, 50, 16, generator=generator)
     if metric == "cosine":
@@ -125,8 +143,8 @@ def as_dtype(levels: Levels, dtype: torch.dtype) -> Levels:
 def replay(codes: Tensor, levels: Levels, function, *args):
     """``function(*args)`` of the reference with ``codes`` for the outcome of every search.
 
-    A near tie that rounding decides the other way changes all that follows, so a backend's numbers are compared along
-    its own codes, and the codes by `assert_codes`.
+    A near tie that rounding decides the other way changes all that follows, so a backend's numbers are
+    compared along its own codes, and the codes by `assert_codes`.
 
     Returns:
         the function's result and, per scale, the rows that were searched ``[B, n, D]`` and the codebook.
@@ -144,15 +162,19 @@ def replay(codes: Tensor, levels: Levels, function, *args):
 def assert_codes(codes: Tensor, case: Case) -> None:
     """Each code is as near, in float64, as the nearest one, but for what rounding in the dtype can hide.
 
-    Let r be the row in float64, r + d the row in the dtype, c the code chosen and b the nearest. The search compares
-    |c|^2 - 2 (r + d).c with the same of b, each off by at most (D + 4) u (|r| + |c|)^2, u being half an eps: any order
-    of a sum of D products has that bound. So c is farther than b by no more than 2 |d| |c - b| plus the two errors.
+    Let r be the row in float64, r + d the row in the dtype, c the code chosen and b the nearest. The search
+    compares
+    |c|^2 - 2 (r + d).c with the same of b, each off by at most (D + 4) u (|r| + |c|)^2, u being half an eps:
+    any order of a sum of D products has that bound. So c is farther than b by no more than 2 |d| |c - b| plus
+    the two errors.
     """
     single, double = case.levels, as_dtype(case.levels, torch.float64)
     assert codes.shape == (len(case.x), single.schedule.total)
     assert codes.dtype == torch.int64
     run = [
-        replay(codes, levels, reference.encode, case.rows(levels.codebooks.dtype), case.mask, *levels.arguments())
+        replay(
+            codes, levels, reference.encode, case.rows(levels.codebooks.dtype), case.mask, *levels.arguments()
+        )
         for levels in (single, double)
     ]
     (expected, plain), (_, exact) = run

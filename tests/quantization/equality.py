@@ -1,4 +1,5 @@
-"""The accuracy tests of the native backend on a few cases, for a process that was started in a way of its own.
+"""The accuracy tests of the native backend on a few cases, for a process that was started in a way of its
+own.
 
 ``python equality.py LEVEL CASES``: LEVEL is the instruction set that must be the active one.
 """
@@ -7,6 +8,7 @@ import sys
 
 import test_accuracy
 import torch
+
 from aar_kernels import dispatch
 
 torch.use_deterministic_algorithms(True, warn_only=True)  # with it, torch.empty is filled with NaN

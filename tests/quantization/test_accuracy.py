@@ -6,11 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from aar_kernels import ScaleSchedule, quantization
-from aar_kernels.quantization import Levels, reference
 from cases import Case, as_dtype, assert_codes, make_case, near_ties, replay
 from helpers import assert_as_accurate
 from torch import Tensor
+
+from aar_kernels import ScaleSchedule, quantization
+from aar_kernels.quantization import Levels, reference
 
 SEEDS = ["published", *range(42)]
 
@@ -39,11 +40,14 @@ def test_encode_between_two_codes(backend, metric):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("size", [7, 32, 1000])
 def test_the_first_of_equal_codes_wins(backend, size, metric):
-    """Every code is there three times: once in the first third, then in an order of its own in each other third."""
+    """Every code is there three times: once in the first third, then in an order of its own in each other
+    third."""
     generator = torch.Generator().manual_seed(0)
     distinct = torch.randn(size, 24, generator=generator)
     orders = [torch.arange(size), torch.randperm(size, generator=generator), torch.arange(size).flip(0)]
-    levels = Levels(ScaleSchedule([64]), torch.cat([distinct[order] for order in orders])[None], metric=metric)
+    levels = Levels(
+        ScaleSchedule([64]), torch.cat([distinct[order] for order in orders])[None], metric=metric
+    )
     codes = quantization.encode(torch.randn(3, 24, 64, generator=generator), levels, backend=backend)
     assert (codes < size).all()
 
@@ -82,7 +86,9 @@ def train(run, x: Tensor, levels, cotangent: Tensor) -> dict[str, Tensor]:
     quantized, codes, loss, statistics = run(x, levels)
     objective = (quantized * cotangent.to(quantized.dtype)).sum() + 3 * loss
     # A short schedule leaves kernels unused, and the reference then gives None.
-    x_grad, *phi_grads = torch.autograd.grad(objective, [x, *weights], allow_unused=True, materialize_grads=True)
+    x_grad, *phi_grads = torch.autograd.grad(
+        objective, [x, *weights], allow_unused=True, materialize_grads=True
+    )
     phi_grad = torch.cat([x_grad.new_empty(0), *(grad.flatten() for grad in phi_grads)])
     return {
         "quantized": quantized, "codes": codes, "loss": loss, "statistics": statistics,
@@ -155,7 +161,9 @@ def test_any_memory_layout(backend, seed):
     assert not doubled.is_contiguous()
     for name in ("decode", "decode_scales", "next_scale_inputs"):
         function = getattr(quantization, name)
-        assert torch.equal(function(doubled, strided, backend=backend), function(codes, case.levels, backend=backend))
+        assert torch.equal(
+            function(doubled, strided, backend=backend), function(codes, case.levels, backend=backend)
+        )
     ours = quantization.quantize(wide[..., ::2], strided, mask=mask, statistics=True, backend=backend)
     same = quantization.quantize(case.x, case.levels, mask=case.mask, statistics=True, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))

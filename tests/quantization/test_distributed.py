@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
 from aar_kernels import ScaleSchedule, use_backend
 from aar_kernels.nn import MultiScaleResidualQuantizer
 
@@ -19,7 +20,9 @@ def train(batches: list[torch.Tensor], backend: str, **options) -> list[dict[str
     module = MultiScaleResidualQuantizer(
         8, schedule=ScaleSchedule((1, 3, 6)), codebook_size=12, phi_kernel_sizes=(3,), decay=0.8, **options
     ).train()
-    torch.manual_seed(100 + (dist.get_rank() if dist.is_initialized() else 0))  # processes draw samples of their own
+    torch.manual_seed(
+        100 + (dist.get_rank() if dist.is_initialized() else 0)
+    )  # processes draw samples of their own
     history = []
     with torch.no_grad(), use_backend(backend):
         module._initialize(batches[0], None)
@@ -56,7 +59,9 @@ def test_two_processes_are_one(two_processes, backend):
             assert all(torch.equal(ours[name], theirs[name]) for name in BUFFERS)
     alone = train(batches(), backend, dead_code_threshold=0.0)
     together = two_processes[0][0.0]
-    assert all(torch.equal(alone[0][name], together[0][name]) for name in BUFFERS)  # k-means sees the joint batch
+    assert all(
+        torch.equal(alone[0][name], together[0][name]) for name in BUFFERS
+    )  # k-means sees the joint batch
     for expected, ours in zip(alone, together, strict=True):
         for name in BUFFERS:
             torch.testing.assert_close(ours[name], expected[name])

@@ -1,4 +1,5 @@
-"""Wrong input meets the same answer on every backend: an error that names what is wrong, or a documented result."""
+"""Wrong input meets the same answer on every backend: an error that names what is wrong, or a documented
+result."""
 
 from __future__ import annotations
 
@@ -6,12 +7,15 @@ import dataclasses
 
 import pytest
 import torch
+from cases import as_dtype, make_case
+
 from aar_kernels import BackendError, ScaleSchedule, quantization
 from aar_kernels.nn import MultiScaleResidualQuantizer
 from aar_kernels.quantization import Levels
-from cases import as_dtype, make_case
 
-CASE = make_case(0, latent=8, size=32, batch=2, kind="multiscale", sharing="partial", masked="absent", shared=False)
+CASE = make_case(
+    0, latent=8, size=32, batch=2, kind="multiscale", sharing="partial", masked="absent", shared=False
+)
 LEVELS, X = CASE.levels, CASE.x
 TOTAL = LEVELS.schedule.total
 CODES = torch.zeros(2, TOTAL, dtype=torch.int64)
@@ -105,7 +109,10 @@ def test_wrong_samples(backend, samples):
 )
 def test_wrong_levels(backend, change, message):
     levels = dataclasses.replace(LEVELS, **change)
-    for call in (lambda: quantization.encode(X, levels, backend=backend), lambda: quantization.decode(CODES, levels)):
+    for call in (
+        lambda: quantization.encode(X, levels, backend=backend),
+        lambda: quantization.decode(CODES, levels),
+    ):
         with pytest.raises(ValueError, match=message):
             call()
 
@@ -158,8 +165,12 @@ def test_nan_and_inf(backend, bad):
     assert torch.equal(codes[good], quantization.encode(x[good], LEVELS, backend=backend))
     assert (codes[[1, 4]] == -1).all()
 
-    quantized, trained, loss, statistics = quantization.quantize(poisoned, LEVELS, statistics=True, backend=backend)
-    expected, _, _, expected_statistics = quantization.quantize(x[good], LEVELS, statistics=True, backend=backend)
+    quantized, trained, loss, statistics = quantization.quantize(
+        poisoned, LEVELS, statistics=True, backend=backend
+    )
+    expected, _, _, expected_statistics = quantization.quantize(
+        x[good], LEVELS, statistics=True, backend=backend
+    )
     assert torch.equal(trained, codes)
     assert torch.equal(quantized[good], expected)
     assert not loss.isfinite()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from aar_kernels import ScaleSchedule, use_backend
-from aar_kernels.nn import MultiScaleResidualQuantizer
 from helpers import error64
 from torch import Tensor
+
+from aar_kernels import ScaleSchedule, use_backend
+from aar_kernels.nn import MultiScaleResidualQuantizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -27,7 +28,8 @@ def quantizer(golden, backend) -> MultiScaleResidualQuantizer:
     config, state = golden["config"], golden["state_dict"]
     module = MultiScaleResidualQuantizer(
         config["dimension"], latent_dim=config["latent_dim"], schedule=ScaleSchedule(config["scales"]),
-        codebook_size=config["bins"], phi_kernel_sizes=config["phi_kernel"], kmeans_init=False, dead_code_threshold=0,
+        codebook_size=config["bins"], phi_kernel_sizes=config["phi_kernel"], kmeans_init=False,
+        dead_code_threshold=0,
     )  # fmt: skip
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -35,7 +37,9 @@ def quantizer(golden, backend) -> MultiScaleResidualQuantizer:
         for s in range(len(config["scales"])):
             module.codebooks[s] = state[f"vq.layers.{s}._codebook.embed"]
             module.cluster_size[s] = state[f"vq.layers.{s}._codebook.cluster_size"]
-        module.embed_avg.copy_(module.codebooks * module.cluster_size[..., None])  # as the golden run was set up
+        module.embed_avg.copy_(
+            module.codebooks * module.cluster_size[..., None]
+        )  # as the golden run was set up
     with use_backend(backend):
         yield module.eval()
 
@@ -45,8 +49,8 @@ def published_name(name: str) -> str:
 
 
 def assert_equal_to_rounding(ours: Tensor, published: Tensor, golden: dict) -> None:
-    """Both sides sum ``terms`` products per number in float32, in an order of their own; roundings add like a random
-    walk."""
+    """Both sides sum ``terms`` products per number in float32, in an order of their own; roundings add like a
+    random walk."""
     config = golden["config"]
     terms = len(config["scales"]) * config["latent_dim"] * max(config["phi_kernel"]) + config["dimension"]
     bound = torch.finfo(torch.float32).eps * math.sqrt(terms) * published.abs().max().item()

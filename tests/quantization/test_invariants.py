@@ -6,17 +6,23 @@ import dataclasses
 
 import pytest
 import torch
-from aar_kernels import ScaleSchedule
-from aar_kernels.quantization import Levels, decode, decode_scales, encode, next_scale_inputs, quantize, step
-from aar_kernels.quantization.reference import area_down, linear_up
 from cases import as_dtype, make_case
 from helpers import assert_as_accurate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-seeds = st.integers(0, 10**6).map(lambda seed: make_case(seed, latent=seed % 19 + 1, size=(32, 7, 50)[seed % 3]))
+from aar_kernels import ScaleSchedule
+from aar_kernels.quantization import Levels, decode, decode_scales, encode, next_scale_inputs, quantize, step
+from aar_kernels.quantization.reference import area_down, linear_up
+
+seeds = st.integers(0, 10**6).map(
+    lambda seed: make_case(seed, latent=seed % 19 + 1, size=(32, 7, 50)[seed % 3])
+)
 examples = settings(
-    derandomize=True, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    derandomize=True,
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -32,7 +38,9 @@ def test_steps_are_next_scale_inputs_one_at_a_time(backend, case):
         assert torch.equal(f_hat, scales[s].mT)
         inputs.append(following)
     assert inputs[-1].shape[1] == 0
-    assert torch.equal(next_scale_inputs(codes, levels, length=length, backend=backend), torch.cat(inputs, dim=1))
+    assert torch.equal(
+        next_scale_inputs(codes, levels, length=length, backend=backend), torch.cat(inputs, dim=1)
+    )
 
 
 @examples
@@ -71,7 +79,11 @@ def test_training_and_inference_agree(backend, case):
     decoded = decode(codes, case.levels, length=case.length, backend="reference")
     exact = decode(codes, as_dtype(case.levels, torch.float64), length=case.length)
     # Per scale the estimator adds and subtracts the residual: a rounding of its size each time.
-    size = max(case.x.abs().max().item() if case.x.numel() else 0.0, 1.0) + exact.abs().max().item() if exact.numel() else 1
+    size = (
+        max(case.x.abs().max().item() if case.x.numel() else 0.0, 1.0) + exact.abs().max().item()
+        if exact.numel()
+        else 1
+    )
     allowed = 4 * case.levels.schedule.num_scales * torch.finfo(torch.float32).eps * size
     if case.mask is not None:
         assert (quantized.masked_select(~case.mask[:, None]) == 0).all()
@@ -96,20 +108,25 @@ def test_padding_content_does_not_matter(backend, case):
 def test_a_full_mask_is_no_mask(backend, case):
     case.x, everything = case.x.contiguous(), torch.ones(len(case.x), case.length, dtype=torch.bool)
     assert torch.equal(
-        encode(case.x, case.levels, mask=everything, backend=backend), encode(case.x, case.levels, backend=backend)
+        encode(case.x, case.levels, mask=everything, backend=backend),
+        encode(case.x, case.levels, backend=backend),
     )
 
 
 def test_a_sum_of_codes_is_recovered(backend):
     """Codebooks whose scales differ by far more than their codes: the greedy search finds what was summed."""
     generator = torch.Generator().manual_seed(0)
-    codebooks = torch.randn(4, 20, 16, generator=generator) * torch.tensor([1.0, 0.02, 4e-4, 8e-6])[:, None, None]
+    codebooks = (
+        torch.randn(4, 20, 16, generator=generator) * torch.tensor([1.0, 0.02, 4e-4, 8e-6])[:, None, None]
+    )
     levels = Levels(ScaleSchedule([9] * 4), codebooks)
     codes = torch.randint(20, (5, 36), generator=generator)
     x = decode(codes, as_dtype(levels, torch.float64)).float()
     assert torch.equal(encode(x, levels, backend=backend)[:, :27], codes[:, :27])
     first = dataclasses.replace(levels, schedule=ScaleSchedule([9]), codebooks=codebooks[:1])
-    assert torch.equal(encode(decode(codes[:, :9], first, backend=backend), first, backend=backend), codes[:, :9])
+    assert torch.equal(
+        encode(decode(codes[:, :9], first, backend=backend), first, backend=backend), codes[:, :9]
+    )
 
 
 def test_plain_residual_quantization_is_a_naive_loop(backend):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from aar_kernels import ScaleSchedule, use_backend
 from aar_kernels.nn import MultiScaleResidualQuantizer
 from aar_kernels.quantization import phi_sharing_index
 from aar_kernels.quantization.kmeans import kmeans, nearest
 from aar_kernels.quantization.reference import area_down
-from torch import Tensor
 
 SCHEDULE = ScaleSchedule((1, 3, 6, 10))
 
@@ -32,10 +33,14 @@ def build(**options) -> MultiScaleResidualQuantizer:
 def searched_rows(module: MultiScaleResidualQuantizer, x: Tensor, codes: Tensor) -> list[Tensor]:
     """Per scale the rows ``[B * n, D]`` that its search saw."""
     before = torch.cat([torch.zeros_like(x)[None], module.decode_scales(codes, length=x.shape[2])[:-1]])
-    return [area_down((x - f_hat).mT, n).flatten(0, 1) for f_hat, n in zip(before, module.schedule.lengths)]
+    return [
+        area_down((x - f_hat).mT, n).flatten(0, 1)
+        for f_hat, n in zip(before, module.schedule.lengths, strict=False)
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------- layout
+# ----------------------------------------------------------------------------------------------------------
+# layout
 
 
 def test_phi_sharing_is_the_published_one():
@@ -44,7 +49,8 @@ def test_phi_sharing_is_the_published_one():
 
 
 def test_four_kernels_have_ticks_of_their_own():
-    """VAR sets K = 4 apart: ticks from 1/(3 K), where others begin at 1/(2 K). Literals from its public code."""
+    """VAR sets K = 4 apart: ticks from 1/(3 K), where others begin at 1/(2 K). Literals from its public
+    code."""
     assert phi_sharing_index(4, 6) == (0, 0, 1, 2, 3, 3)
     assert phi_sharing_index(5, 6) == (0, 0, 1, 2, 3, 4)
     # 4/16 is half way between 1/8 and 3/8, and would get kernel 0; it is nearer to 13/36 than to 1/12.
@@ -102,7 +108,8 @@ def test_projections_surround_the_latent_space():
         assert torch.equal(module.decode(codes), expected)
 
 
-# -------------------------------------------------------------------------------------------------------- gradients
+# --------------------------------------------------------------------------------------------------------
+# gradients
 
 
 @pytest.mark.parametrize(("straight_through", "multiplicity"), [("per_scale", 4), ("once", 1)])
@@ -125,7 +132,8 @@ def test_phi_learns_from_the_loss_alone():
     assert all(phi.weight.grad.any() for phi in module.phi)
 
 
-# -------------------------------------------------------------------------------------------------------- codebooks
+# --------------------------------------------------------------------------------------------------------
+# codebooks
 
 
 def test_evaluation_changes_nothing():
@@ -159,9 +167,11 @@ def test_moving_averages(shared, masked):
     residual = x
     f_hat = torch.zeros_like(x)
     with torch.no_grad(), use_backend("reference"):
-        for s, (n, part) in enumerate(zip(SCHEDULE.lengths, codes.split(list(SCHEDULE.lengths), dim=1))):
+        for s, (n, part) in enumerate(
+            zip(SCHEDULE.lengths, codes.split(list(SCHEDULE.lengths), dim=1), strict=False)
+        ):
             rows = area_down(residual.mT, n, mask)
-            for code, row in zip(part.flatten().tolist(), rows.flatten(0, 1)):
+            for code, row in zip(part.flatten().tolist(), rows.flatten(0, 1), strict=False):
                 if code >= 0:
                     hits[0 if shared else s, code] += 1
                     sums[0 if shared else s, code] += row
@@ -198,7 +208,8 @@ def test_a_dead_code_becomes_a_row_of_the_batch_and_is_used():
 
 @pytest.mark.parametrize("padding", ["mask", "nan"])
 def test_a_dead_code_is_never_replaced_by_padding(padding):
-    """Samples that fall on padding, or on an item with a NaN, replace nothing: a code of zeros would be of no use."""
+    """Samples that fall on padding, or on an item with a NaN, replace nothing: a code of zeros would be of no
+    use."""
     module = build(dead_code_threshold=1.0).train()
     module.cluster_size.zero_()
     x, mask = torch.randn(6, 8, 10) + 5, None
@@ -239,7 +250,8 @@ def test_an_empty_batch_trains_nothing_and_breaks_nothing():
     assert not module.initialized  # the first batch with frames in it does that
 
 
-# ----------------------------------------------------------------------------------------------------------- k-means
+# -----------------------------------------------------------------------------------------------------------
+# k-means
 
 
 def test_kmeans_initialisation_fits_the_first_batch():

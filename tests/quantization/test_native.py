@@ -1,4 +1,5 @@
-"""The compiled backend: every instruction set, sanitizers, its caches, and that unwritten outputs would show."""
+"""The compiled backend: every instruction set, sanitizers, its caches, and that unwritten outputs would
+show."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from aar_kernels import build, quantization
 from cases import as_dtype, make_case
 from helpers import require
+
+from aar_kernels import build, quantization
 
 HERE = Path(__file__).parent
 LEVELS = ("portable", "avx2", "avx512")
@@ -37,7 +39,8 @@ def run_equality(level: str, cases: int, **environment: str) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_instruction_set(level):
-    """With memory from malloc full of large numbers, so that scratch which is read unwritten changes the result."""
+    """With memory from malloc full of large numbers, so that scratch which is read unwritten changes the
+    result."""
     report = isa_report()
     if level not in report["detected"].split(","):
         pytest.skip(f"{level}: this processor has {report['detected']}, this build {report['built']}")
@@ -45,12 +48,16 @@ def test_instruction_set(level):
 
 
 def test_an_instruction_set_that_is_not_there_is_not_run():
-    """Asking for one that this processor lacks, or that does not exist, must not end in an illegal instruction."""
+    """Asking for one that this processor lacks, or that does not exist, must not end in an illegal
+    instruction."""
     missing = sorted(set(LEVELS) - set(isa_report()["detected"].split(",")))
     for level in [*missing, "sse9"]:
         script = "import aar_kernels._library, torch; print(torch.ops.aar_native.isa_report())"
         done = subprocess.run(
-            [sys.executable, "-c", script], env=os.environ | {"AAR_KERNELS_ISA": level}, capture_output=True, text=True
+            [sys.executable, "-c", script],
+            env=os.environ | {"AAR_KERNELS_ISA": level},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         assert not done.stdout.strip().endswith(f"active={level}")
@@ -74,7 +81,8 @@ def sanitizer_runtime() -> str:
 
 
 def test_sanitizers(sanitizer_runtime, tmp_path):
-    """AddressSanitizer and UndefinedBehaviorSanitizer find nothing, at any level, with all of malloc's memory NaN."""
+    """AddressSanitizer and UndefinedBehaviorSanitizer find nothing, at any level, with all of malloc's memory
+    NaN."""
     record = build.build(tmp_path / "library", tmp_path / "objects", sanitize="address,undefined")
     assert "_native_torch" in record["built"], record["left_out"]
     for level in isa_report()["detected"].split(","):
@@ -85,7 +93,8 @@ def test_sanitizers(sanitizer_runtime, tmp_path):
 
 
 def test_outputs_start_as_nan():
-    """The kernels' outputs are allocated by `aten::new_empty`, which the fixture `fill_empty` makes fill them."""
+    """The kernels' outputs are allocated by `aten::new_empty`, which the fixture `fill_empty` makes fill
+    them."""
     case = make_case(0)
     quantization.encode(case.x, case.levels, backend="native")  # packs the codebooks
     with torch.profiler.profile() as profile:
@@ -96,7 +105,8 @@ def test_outputs_start_as_nan():
     assert "aten::fill_" in inside
 
 
-# ------------------------------------------------------------------------------------------------------ staleness
+# ------------------------------------------------------------------------------------------------------
+# staleness
 
 
 def codebooks_in_place(levels):
@@ -146,13 +156,15 @@ def test_a_changed_weight_is_never_served_stale(change):
 
 @torch.no_grad()
 def test_a_table_serves_every_schedule_that_shares_its_weights():
-    """Two quantizers over the same tensors, with other schedules, kernel assignments and metrics, do not mix."""
+    """Two quantizers over the same tensors, with other schedules, kernel assignments and metrics, do not
+    mix."""
     case = make_case(0, sharing="partial", kind="multiscale", masked="absent", batch=4, latent=16)
     levels, scales = case.levels, case.levels.schedule.num_scales
     variants = [
         levels,
         quantization.Levels(
-            levels.schedule, levels.codebooks, levels.phi_weights, levels.phi_biases, list(levels.phi_index)[::-1]
+            levels.schedule, levels.codebooks, levels.phi_weights, levels.phi_biases,
+            list(levels.phi_index)[::-1]
         ),
         quantization.Levels(levels.schedule, levels.codebooks),
         quantization.Levels(

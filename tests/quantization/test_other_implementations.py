@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from aar_kernels import ScaleSchedule
 from aar_kernels.quantization import Levels, decode, encode, quantize
 
@@ -41,9 +42,9 @@ def test_residual_vq(backend, shared):
 def test_hierarchical_vq(backend, kernels, masked, shared):
     """Area pooling, linear upsampling and phi are the same there: ``quant_resi=0.5`` is our phi, of width 3.
 
-    Their partial sharing takes kernel ``round(s / (S - 1) * (K - 1))``, not the published ticks; the index is data here,
-    so theirs is passed. Training is not compared: their loss and straight-through estimator are about the pooled rows
-    of a scale, ours (and the paper's) about the residual at the full rate.
+    Their partial sharing takes kernel ``round(s / (S - 1) * (K - 1))``, not the published ticks; the index is
+    data here, so theirs is passed. Training is not compared: their loss and straight-through estimator are
+    about the pooled rows of a scale, ours (and the paper's) about the residual at the full rate.
     """
     generator = torch.Generator().manual_seed(0)
     lengths, length, dim, size = (1, 2, 5, 9, 14), 20, 16, 40
@@ -57,7 +58,11 @@ def test_hierarchical_vq(backend, kernels, masked, shared):
     convs = [phi.conv for phi in theirs.phi_levels or [theirs.phi_shared]][:kernels]
     index = [round(s / (scales - 1) * (kernels - 1)) for s in range(scales)] if kernels else []
     levels = Levels(
-        ScaleSchedule(lengths), codebooks, [c.weight.detach() for c in convs], [c.bias.detach() for c in convs], index
+        ScaleSchedule(lengths),
+        codebooks,
+        [c.weight.detach() for c in convs],
+        [c.bias.detach() for c in convs],
+        index,
     )
     x = torch.randn(4, dim, length, generator=generator)
     mask = torch.arange(length) < torch.tensor([20, 11, 4, 1])[:, None] if masked else None

@@ -1,4 +1,5 @@
-"""The Triton backend in Triton's interpreter, against the float64 reference. Small cases: the interpreter is slow."""
+"""The Triton backend in Triton's interpreter, against the float64 reference. Small cases: the interpreter is
+slow."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from aar_kernels import ScaleSchedule
-from aar_kernels.quantization import Levels, api, phi_sharing_index
 from cases import Case, as_dtype, assert_codes, replay
 from helpers import assert_as_accurate
+
+from aar_kernels import ScaleSchedule
+from aar_kernels.quantization import Levels, api, phi_sharing_index
 
 DECODERS = ("decode", "decode_scales", "next_scale_inputs")
 
@@ -188,7 +190,8 @@ def test_half_precision_is_searched_in_fp32():
 
 
 def test_large_tables_and_long_sequences(monkeypatch):
-    """Tables that are built scale by scale, and 64-bit indices, change nothing but the order of the loss's sum."""
+    """Tables that are built scale by scale, and 64-bit indices, change nothing but the order of the loss's
+    sum."""
     from aar_kernels.quantization import triton
 
     case = CASES["partial phi"]
@@ -242,8 +245,8 @@ def test_opcheck():
 
 
 if os.environ.get("TRITON_INTERPRET") != "1":
-    # Triton reads the variable when a kernel is decorated, and other tests want the same kernels compiled: the tests
-    # above run in a process of their own, started by the only one that is collected here.
+    # Triton reads the variable when a kernel is decorated, and other tests want the same kernels compiled:
+    # the tests above run in a process of their own, started by the only one that is collected here.
     for _name in [name for name in globals() if name.startswith("test_")]:
         del globals()[_name]
 

@@ -1,4 +1,5 @@
-"""Every kernel of the Triton backend compiled for GPUs that this machine need not have: registers, spills, memory."""
+"""Every kernel of the Triton backend compiled for GPUs that this machine need not have: registers, spills,
+memory."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-import aot
-from aar_kernels.quantization import triton_kernels as kernels
+import aot  # noqa: E402
+
+from aar_kernels.quantization import triton_kernels as kernels  # noqa: E402
 
 FLOAT, CODE = "*fp32", "*i64"
 LAYOUT = {"layout": "*i32"}
@@ -72,7 +74,8 @@ def test_resources(capability: int, dim: int):
 
 
 def main() -> None:
-    """``PYTHONPATH=.:tests python tests/quantization/test_triton_aot.py``: compile everything and record the figures."""
+    """``PYTHONPATH=.:tests python tests/quantization/test_triton_aot.py``: compile everything and record the
+    figures."""
     figures = {
         f"sm_{capability}, latent {dim}": measure(capability, dim)
         for capability in aot.SHARED_MEMORY
