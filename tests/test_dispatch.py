@@ -15,11 +15,11 @@ from aar_kernels import BackendError, dispatch, use_backend
 
 @pytest.fixture
 def operator(monkeypatch) -> str:
-    """`made_up_add`: native takes float32 without gradients alone, triton cannot be imported, reference takes
+    """`madeup_add`: native takes float32 without gradients alone, triton cannot be imported, reference takes
     all."""
 
     def backend(**functions):
-        return types.SimpleNamespace(unavailable=lambda: None, **functions)
+        return types.SimpleNamespace(unavailable=lambda: None, add=torch.add, **functions)
 
     def refuse(problem):
         if problem.dtype != torch.float32:
@@ -27,13 +27,14 @@ def operator(monkeypatch) -> str:
         return "no gradients here" if problem.needs_grad else None
 
     everything = backend(unsupported=lambda problem: None)
-    for name, module in (("native", backend(unsupported=refuse)), ("triton", None), ("reference", everything)):
+    narrow = backend(unsupported=refuse)
+    for name, module in (("native", narrow), ("triton", None), ("reference", everything)):
         monkeypatch.setitem(sys.modules, f"made_up.{name}", module)
     monkeypatch.setitem(sys.modules, "made_up", types.ModuleType("made_up"))
     monkeypatch.setattr(dispatch, "_OPERATORS", {})
     monkeypatch.setattr(dispatch, "_forced", None)
-    dispatch.register("made_up", "made_up_add")
-    return "made_up_add"
+    dispatch.register("made_up", "madeup_add")
+    return "madeup_add"
 
 
 def test_the_first_that_can_is_chosen(operator):

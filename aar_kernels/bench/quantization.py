@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..quantization import MultiScaleResidualQuantizer
+from ..quantization import Levels, MultiScaleResidualQuantizer, encode
 from ..schedule import ScaleSchedule
 from .measure import Variant
 
@@ -114,7 +114,8 @@ def _training(model: MultiScaleResidualQuantizer, x: Tensor, compiled: _Compiled
         return _far(losses)
 
     search = len(x) * PUBLISHED.flops(x.shape[1], CODES)
-    return Case("training step", _shape(x), variants, check, search + 3 * 2 * len(x) * PUBLISHED.total * 9 * x.shape[1] ** 2)
+    phi = 2 * len(x) * PUBLISHED.total * 9 * x.shape[1] ** 2  # once forward, once for the gradient
+    return Case("training step", _shape(x), variants, check, search + 2 * phi)
 
 
 def _vector_quantize_pytorch(x: Tensor) -> Iterator[Case]:
@@ -161,13 +162,12 @@ def _peer(name: str, ours: MultiScaleResidualQuantizer, x: Tensor, theirs: Varia
 
 def _exact_codes(model: MultiScaleResidualQuantizer, x: Tensor) -> Tensor:
     """The float64 reference's codes."""
-    double = MultiScaleResidualQuantizer(
-        model.dim, schedule=model.schedule, codebook_size=model.codebook_size, kmeans_init=False,
-        phi_kernel_sizes=[phi.weight.shape[-1] for phi in model.phi] * (1 if len(model.phi) > 1 else 1),
-        phi_sharing="full" if len(model.phi) == 1 else "partial",
-    ).double()  # fmt: skip
-    double.load_state_dict(model.state_dict())
-    return double.encode(x.double(), backend="reference")
+    levels = model.levels
+    double = Levels(
+        levels.schedule, levels.codebooks.double(), [weight.double() for weight in levels.phi_weights],
+        [bias.double() for bias in levels.phi_biases], levels.phi_index,
+    )  # fmt: skip
+    return encode(x.double(), double, backend="reference")
 
 
 def _codes_differ(name: str, exact: Tensor, codes: Tensor) -> str:

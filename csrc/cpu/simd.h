@@ -11,7 +11,10 @@
 namespace aar {
 namespace AAR_ISA {
 
-#if defined(__AVX512F__)
+#if defined(AAR_LANES) && !defined(__AVX2__)  // a width that the machine need not have, for tests of the tiling
+constexpr int kLanes = AAR_LANES;
+constexpr int kRegisters = 32;
+#elif defined(__AVX512F__)
 constexpr int kLanes = 16;
 constexpr int kRegisters = 32;
 #elif defined(__AVX2__)

@@ -52,7 +52,10 @@ def test_an_instruction_set_that_is_not_there_is_not_run():
     instruction."""
     missing = sorted(set(LEVELS) - set(isa_report()["detected"].split(",")))
     for level in [*missing, "sse9"]:
-        script = "import aar_kernels._library, torch; print(torch.ops.aar_native.isa_report())"
+        script = (
+            "import torch; from aar_kernels import dispatch, quantization; dispatch.operators(); "
+            "print(torch.ops.aar_native.isa_report())"
+        )
         done = subprocess.run(
             [sys.executable, "-c", script],
             env=os.environ | {"AAR_KERNELS_ISA": level},
@@ -90,6 +93,18 @@ def test_sanitizers(sanitizer_runtime, tmp_path):
             level, 4, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=sanitizer_runtime,
             ASAN_OPTIONS="detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000",
         )  # fmt: skip
+
+
+def test_vectors_wider_than_this_machine(sanitizer_runtime, tmp_path, monkeypatch):
+    """The tiling of AVX-512 (16 lanes, 32 registers) in portable code, under the sanitizers: what differs from the
+    real level is then four instructions."""
+    monkeypatch.setenv("CXX", os.environ.get("CXX", "c++") + " -DAAR_LANES=16")
+    record = build.build(tmp_path / "library", tmp_path / "objects", sanitize="address,undefined")
+    assert "_native_torch" in record["built"], record["left_out"]
+    run_equality(
+        "portable", 4, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=sanitizer_runtime,
+        ASAN_OPTIONS="detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000",
+    )  # fmt: skip
 
 
 def test_outputs_start_as_nan():

@@ -10,7 +10,10 @@ import pytest
 triton = pytest.importorskip("triton")
 
 import aot  # noqa: E402
+import torch  # noqa: E402
 
+from aar_kernels import dispatch  # noqa: E402
+from aar_kernels.quantization import triton as backend  # noqa: E402
 from aar_kernels.quantization import triton_kernels as kernels  # noqa: E402
 
 FLOAT, CODE = "*fp32", "*i64"
@@ -71,6 +74,19 @@ def test_resources(capability: int, dim: int):
     for name, used in measure(capability, dim, TESTED[capability, dim]).items():
         assert used.spills == 0, (name, used)
         assert used.shared <= aot.SHARED_MEMORY[capability], (name, used)
+
+
+def test_what_it_refuses():
+    def reason(**problem) -> str | None:
+        usual = {"operator": "msrq_decode", "device": "cuda", "dtype": torch.float32}
+        return backend.unsupported(dispatch.Problem(**usual | problem))
+
+    assert reason() is None
+    assert reason(deterministic=True) is None
+    assert "float32 codebooks only" in reason(dtype=torch.float64)
+    assert "not differentiable" in reason(needs_grad=True)
+    if not backend.INTERPRETED:
+        assert "set TRITON_INTERPRET=1" in reason(device="cpu")
 
 
 def main() -> None:
