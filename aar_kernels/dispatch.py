@@ -1,10 +1,9 @@
 """Which backend runs an operator, why the others do not, and how to force one.
 
 A backend of an operator is a module beside its ``ops.py`` (``reference``, ``native``, ``triton``) with
-``unavailable() -> str | None`` (why it cannot run on this machine at all) and
-``unsupported(problem) -> str | None`` (why it cannot run this call), and a function for each operator that it has, named
-as the operator without its prefix. Nothing is imported before it is asked for, so
-neither Triton nor a compiler is needed to import the library.
+``unavailable() -> str | None`` (why it cannot run on this machine at all), ``unsupported(problem) -> str | None`` (why it
+cannot run this call), and a function for each operator that it has, named as the operator without its prefix. Nothing is
+imported before it is asked for, so neither Triton nor a compiler is needed to import the library.
 """
 
 from __future__ import annotations
@@ -84,8 +83,15 @@ def select(operator: str, *tensors: torch.Tensor | None, backend: str | None = N
 
 # Constant under torch.compile: everything it depends on is an argument, so a change makes a new guard.
 @torch.compiler.assume_constant_result
-@functools.lru_cache(maxsize=None)
-def _select(operator: str, forced: str | None, device: str, dtype: torch.dtype, grad: bool, deterministic: bool) -> str:
+def _select(*arguments: object) -> str:
+    # The cache cannot carry the mark itself: torch.compile looks through it, and loses the mark.
+    return _select_cached(*arguments)
+
+
+@functools.cache
+def _select_cached(
+    operator: str, forced: str | None, device: str, dtype: torch.dtype, grad: bool, deterministic: bool
+) -> str:
     _check_name(forced)
     problem = Problem(operator, device, dtype, grad, deterministic)
     reasons = {}
@@ -99,7 +105,7 @@ def _select(operator: str, forced: str | None, device: str, dtype: torch.dtype, 
     raise BackendError(f"backend {forced!r} cannot run {problem}:{listing}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def module(operator: str, backend: str) -> ModuleType:
     """The module that implements ``operator`` on ``backend``."""
     return importlib.import_module(f"{_OPERATORS[operator]}.{backend}")

@@ -78,7 +78,8 @@ def decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index,
 def next_scale_inputs(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
     f_hat = codebooks.new_zeros(codes.shape[0], length, codebooks.shape[2])
     inputs = f_hat.new_empty(codes.shape[0], sum(lengths[1:]), codebooks.shape[2])
-    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, (0, len(lengths)), f_hat, None, inputs)
+    scales = (0, len(lengths))
+    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, None, inputs)
     return inputs
 
 
@@ -118,11 +119,14 @@ def update(codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_
     torch.ops.aar_native.msrq_update(
         codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_code_threshold
     )
-    # Writes of a custom operator leave the version counters alone, and what was packed from these must not outlive them.
+    # Writes of a custom operator leave version counters alone, and what was packed from these must not outlive them.
     torch.autograd.graph.increment_version((codebooks, cluster_size, embed_avg))
 
 
-def _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, each=None, pooled=None):
+def _decode(
+    codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, each=None, pooled=None
+) -> None:
+    """Add the codes of scales ``scales[0]`` to ``scales[1]`` to f_hat, and fill what else is given."""
     _, action = _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
     torch.ops.aar_native.msrq_decode(
         codes.contiguous(), codebooks.contiguous(), lengths, *action, *scales, f_hat, each, pooled

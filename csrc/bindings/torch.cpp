@@ -109,8 +109,8 @@ Tensor msrq_encode(Tensor x, MaybeTensor mask, Tensor codebooks, Ints lengths, b
                    int64_t taps) {
   const aar::Shape shape = shape_of(codebooks, lengths, cosine);
   const aar::Action action = action_of(shape, codebooks, table, table_of, folded, bias, kernel_of, taps);
-  STD_TORCH_CHECK(x.dim() == 3 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
-                  "aar_native: x must be [batch, T, latent]");
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
+                  "aar_native: x must be [batch, T >= 1, latent]");
   Tensor out = make(x, {x.size(0), sum(lengths)}, ScalarType::Long);
   aar::kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), x.size(0), x.size(1),
                         longs(out), nullptr, pool());
@@ -125,8 +125,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> msrq_quantize
     bool want_phi_grad) {
   const aar::Shape shape = shape_of(codebooks, lengths, cosine);
   const aar::Action action = action_of(shape, codebooks, std::nullopt, {}, folded, bias, kernel_of, taps);
-  STD_TORCH_CHECK(x.dim() == 3 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
-                  "aar_native: x must be [batch, T, latent]");
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
+                  "aar_native: x must be [batch, T >= 1, latent]");
   const int64_t batch = x.size(0), tokens = sum(lengths), wide = taps * shape.dim, threads = pool().threads;
   Tensor quantized = make(x, {batch, x.size(1), shape.dim}), residual_sum = make(x, {batch, x.size(1), shape.dim});
   Tensor codes = make(x, {batch, tokens}, ScalarType::Long), loss = make(x, {batch}, ScalarType::Double);
@@ -164,6 +164,7 @@ void msrq_decode(Tensor codes, Tensor codebooks, Ints lengths, MaybeTensor table
                  MaybeTensor scales, MaybeTensor next) {
   const aar::Shape shape = shape_of(codebooks, lengths, false);
   const aar::Action action = action_of(shape, codebooks, table, table_of, folded, bias, kernel_of, taps);
+  STD_TORCH_CHECK(f_hat.dim() == 3 && f_hat.size(1) > 0, "aar_native: f_hat must be [batch, T >= 1, latent]");
   STD_TORCH_CHECK(first >= 0 && first <= last && last <= shape.scales, "aar_native: no such scales");
   const int64_t batch = codes.size(0), length = f_hat.size(1);
   int64_t tokens = 0, pooled = 0;

@@ -146,14 +146,16 @@ inline double squared_norm(const float* x, int64_t n) {
   return total;
 }
 
-// Number of items whose residuals fit the second-level cache beside a codebook. In training a block computes the rows
-// of each code that its items use once: larger blocks compute fewer, which is worth more than the cache.
-inline int64_t block_items(int64_t batch, int64_t item_floats, int threads, bool training) {
-  int64_t block = (training ? 1024 : 256) * 1024 / (4 * (item_floats > 0 ? item_floats : 1));
-  const int64_t share = (batch + threads - 1) / threads;
-  if (block > share) block = share;
+// Items that go through the scales together. The more, the more often a code's rows are found in a cache (or, in
+// training, computed once for several items); their residuals should still fit the last level of it.
+inline int64_t block_items(int64_t batch, int64_t item_floats, int threads) {
+  const int64_t share = (batch + threads - 1) / threads, fitting = (int64_t(1) << 18) / item_floats;
+  const int64_t block = share < fitting ? share : fitting;
   return block < 1 ? 1 : block;
 }
+
+// Rows of a table (2.3 KB each at latent 64) that may be on their way to the second-level cache at a time.
+constexpr int64_t kFetched = 64;
 
 // One block of items of `encode`.
 class Encoder {
@@ -173,23 +175,31 @@ class Encoder {
     for (int64_t b = 0; b < items; b++) start(x + (first + b) * size_, mask, first + b, b);
     for (int64_t s = 0, offset = 0; s < shape_.scales; offset += shape_.lengths[s++]) {
       const int64_t n = shape_.lengths[s];
-      float* pooled = training != nullptr && training->rows != nullptr
-                          ? training->rows + (offset * batch + first * n) * dim : pooled_.get();
-      for (int64_t b = 0; b < items; b++)
-        pool(residual_ + b * size_, length_, dim, n, mask ? seen_ + b * (length_ + 1) : nullptr, pooled + b * n * dim);
-      search(pooled, items * n, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, idx_,
-             [&](const int64_t* found, int count) { rows_.fetch(s, found, count); });
-      for (int64_t b = 0; b < items; b++) {
-        if (broken_[b] || mask != nullptr) drop_unseen(n, mask != nullptr, b);
-        std::memcpy(out + (first + b) * tokens + offset, idx_ + b * n, sizeof(int64_t) * n);
-      }
-      if (training == nullptr && s + 1 == shape_.scales) break;
-      rows_.find(s, idx_, items * n);
       positions(n, length_, at_);
-      for (int64_t b = 0; b < items; b++) {
-        float* r = residual_ + b * size_;
-        act(rows_.pointers + b * n, at_, action_.taps, length_, dim, bias_of(shape_, action_, s), -1.0f, r);
-        if (mask != nullptr) clear_masked(mask + (first + b) * length_, r);
+      // In training the rows of a code are computed once for the whole block. At inference they come from a table, and
+      // only so many items are searched before their codes act that the rows fetched meanwhile stay in the cache.
+      const int64_t group = training != nullptr ? items : (kFetched + n - 1) / n;
+      for (int64_t from = 0; from < items; from += group) {
+        const int64_t to = items - from < group ? items : from + group;
+        float* pooled = training != nullptr && training->rows != nullptr
+                            ? training->rows + (offset * batch + first * n) * dim : pooled_.get();
+        for (int64_t b = from; b < to; b++)
+          pool(residual_ + b * size_, length_, dim, n, mask ? seen_ + b * (length_ + 1) : nullptr,
+               pooled + (b - from) * n * dim);
+        search(pooled, (to - from) * n, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, idx_,
+               [&](const int64_t* found, int count) { rows_.fetch(s, found, count); });
+        for (int64_t b = from; b < to; b++) {
+          int64_t* idx = idx_ + (b - from) * n;
+          if (broken_[b] || mask != nullptr) drop_unseen(n, mask != nullptr, b, idx);
+          std::memcpy(out + (first + b) * tokens + offset, idx, sizeof(int64_t) * n);
+        }
+        if (training == nullptr && s + 1 == shape_.scales) continue;
+        rows_.find(s, idx_, (to - from) * n);
+        for (int64_t b = from; b < to; b++) {
+          float* r = residual_ + b * size_;
+          act(rows_.pointers + (b - from) * n, at_, action_.taps, length_, dim, bias_of(shape_, action_, s), -1.0f, r);
+          if (mask != nullptr) clear_masked(mask + (first + b) * length_, r);
+        }
       }
       if (training != nullptr) learn(s, first, items, *training, thread);
     }
@@ -214,11 +224,11 @@ class Encoder {
       if (!mask[t]) std::memset(r + t * shape_.dim, 0, sizeof(float) * shape_.dim);
   }
 
-  void drop_unseen(int64_t n, bool masked, int64_t b) {
+  void drop_unseen(int64_t n, bool masked, int64_t b, int64_t* idx) {
     const int32_t* seen = seen_ + b * (length_ + 1);
     for (int64_t i = 0; i < n; i++) {
       const int64_t begin = i * length_ / n, end = ((i + 1) * length_ + n - 1) / n;
-      if (broken_[b] || (masked && seen[end] == seen[begin])) idx_[b * n + i] = -1;
+      if (broken_[b] || (masked && seen[end] == seen[begin])) idx[i] = -1;
     }
   }
 
@@ -273,7 +283,7 @@ class Encoder {
 inline void encode(const Shape& shape, const Packed& packed, const Action& action, const float* x,
                    const uint8_t* mask, int64_t batch, int64_t length, int64_t* out, const Training* training,
                    const ThreadPool& pool) {
-  const int64_t tokens = total_tokens(shape), block = block_items(batch, length * shape.dim, pool.threads, training != nullptr);
+  const int64_t tokens = total_tokens(shape), block = block_items(batch, length * shape.dim, pool.threads);
   const int64_t blocks = (batch + block - 1) / block;
   const int64_t shares = pool.threads < blocks ? pool.threads : blocks;
   // Shares are fixed before the threads are, so that sums come out alike whichever thread takes which share.

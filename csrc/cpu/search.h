@@ -17,7 +17,7 @@ namespace AAR_ISA {
 constexpr int kBlock = 32;  // codes in a block of the packed layout
 constexpr int kBlockVectors = kBlock / kLanes;
 constexpr int kStepVectors = kBlockVectors < 2 ? 1 : 2;  // vectors of codes in a register tile
-constexpr int kSearchRows = kRegisters == 32 ? 8 : kLanes == 4 ? 2 : 4;
+constexpr int kSearchRows = kRegisters == 32 ? 8 : kLanes == 4 ? 2 : 6;
 
 inline int64_t padded(int64_t codes) { return (codes + kBlock - 1) / kBlock * kBlock; }
 inline int64_t pairs(int64_t dim) { return (dim + 1) / 2; }
@@ -153,11 +153,12 @@ inline int64_t choose(const float* scores, int64_t size, float threshold, const 
   int64_t chosen = -1;
   double cost = 0.0;
   bool scored = false;  // with a single candidate there is nothing to compare
-  for (int64_t k = 0; k < size; k += kLanes) {
-    uint32_t bits = mask_ge(load(scores + k), splat(threshold));
-    for (; bits != 0; bits &= bits - 1) {
-      const int64_t candidate = k + __builtin_ctz(bits);
-      if (candidate >= shape.codes) continue;
+  for (int64_t block = 0; block < size; block += kBlock) {
+    Floats top = load(scores + block);
+    for (int v = 1; v < kBlockVectors; v++) top = max(top, load(scores + block + v * kLanes));
+    if (mask_ge(top, splat(threshold)) == 0) continue;
+    for (int64_t candidate = block; candidate < block + kBlock && candidate < shape.codes; candidate++) {
+      if (!(scores[candidate] >= threshold)) continue;
       if (chosen < 0) {
         chosen = candidate;
         continue;
