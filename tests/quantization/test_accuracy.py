@@ -176,3 +176,31 @@ def test_float64_runs_on_the_reference(backend):
     decoded = quantization.decode(random_codes(case), double)
     assert decoded.dtype == torch.float64
     assert torch.equal(decoded, quantization.decode(random_codes(case), double, backend="reference"))
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 40, 1), (4, 33, 16), (1, 100, 7)])
+def test_update(backend, shape, replace):
+    """The codebooks' moving averages, with samples for dead codes among the statistics or without."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    books, size, dim = shape
+    hits = torch.randint(0, 5, (books, size), generator=generator).float()
+    drawn = [torch.randn(books, size, dim, generator=generator) for _ in range(4 if replace else 3)]
+    drawn[-1][:, ::3] = 0  # samples that offer nothing, where there are samples
+    codebooks, average, sums, *sampled = drawn
+    cluster_size = 4 * torch.rand(books, size, generator=generator)
+    statistics = torch.cat([part.flatten() for part in (hits, sums, *sampled)])
+
+    def run(dtype, name):
+        state = [part.to(dtype, copy=True) for part in (codebooks, cluster_size, average)]
+        options = {"decay": 0.9, "epsilon": 1e-3, "dead_code_threshold": 2.0}
+        quantization.update(*state, statistics.to(dtype), **options, backend=name)
+        return state
+
+    fast, plain, double = run(torch.float32, backend), run(torch.float32, "reference"), run(torch.float64, "reference")
+    for name, a, b, truth in zip(("codebooks", "cluster_size", "embed_avg"), fast, plain, double, strict=True):
+        assert_as_accurate(a, b, truth, name)
+    if replace and size > 1:
+        taken = (double[1] == 2.0).flatten()
+        assert taken.any()
+        assert not taken.all()

@@ -50,12 +50,17 @@ def operator_arguments(name: str, backend: str, seed: int) -> tuple:
             tensor.requires_grad_()
         samples = torch.zeros(levels.codebooks.shape[:2], dtype=torch.int64) if seed % 2 else None
         return rows, case.mask, *levels.arguments(), samples, True, seed % 3 > 0, True, backend
+    if name == "update":
+        hits = torch.ones(levels.codebooks.shape[:2])
+        statistics = torch.cat([hits.flatten(), torch.ones_like(levels.codebooks).flatten()])
+        averages = levels.codebooks.clone(), hits, levels.codebooks.clone()
+        return *averages, statistics, 0.9, 1e-5, 0.0, backend
     return codes, *levels.arguments(), case.length, backend
 
 
 @pytest.mark.parametrize("seed", [0, 1, 4])
 @pytest.mark.parametrize(
-    "name", ["encode", "decode", "decode_scales", "next_scale_inputs", "step", "quantize"]
+    "name", ["encode", "decode", "decode_scales", "next_scale_inputs", "step", "quantize", "update"]
 )
 def test_opcheck(fast, name, seed):
     """Schema, fake implementation, autograd registration, and tracing with dynamic shapes."""
