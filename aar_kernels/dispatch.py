@@ -1,9 +1,9 @@
 """Which backend runs an operator, why the others do not, and how to force one.
 
-A backend of an operator is a module beside its ``ops.py`` (``reference``, ``native``, ``triton``) with
-``unavailable() -> str | None`` (why it cannot run on this machine at all), ``unsupported(problem) -> str | None`` (why it
-cannot run this call), and a function for each operator that it has, named as the operator without its prefix. Nothing is
-imported before it is asked for, so neither Triton nor a compiler is needed to import the library.
+A backend of an operator is a module beside its ``ops.py`` (``reference``, ``native``, ``triton``). It has
+``unavailable() -> str | None`` (why it cannot run on this machine at all), ``unsupported(problem) -> str | None`` (why
+it cannot run this call), and a function for each operator that it implements, named as the operator without its
+prefix. Nothing is imported before it is asked for, so neither Triton nor a compiler is needed to import the library.
 """
 
 from __future__ import annotations

@@ -71,6 +71,8 @@ class MultiScaleResidualQuantizer(nn.Module):
         self.register_buffer("codebooks", torch.randn(books, codebook_size, latent_dim) / latent_dim**0.5)
         self.register_buffer("embed_avg", self.codebooks.clone())
         self.register_buffer("cluster_size", torch.ones(books, codebook_size))
+        # Not made at each call: copying it to the device would wait for the device.
+        self.register_buffer("_book_lengths", torch.tensor(schedule.lengths[:books]), persistent=False)
         self.register_buffer("initialized", torch.tensor(not kmeans_init))
         # The buffer travels with the state_dict; the flag spares every call a device-to-host read of it.
         self._initialized = not kmeans_init
@@ -152,7 +154,7 @@ class MultiScaleResidualQuantizer(nn.Module):
 
     def _draw_samples(self, x: Tensor) -> Tensor:
         """For each code a random row of its scale, as an index into this process's batch."""
-        rows = torch.tensor(self.schedule.lengths[: len(self.codebooks)], device=x.device) * x.shape[0]
+        rows = self._book_lengths * x.shape[0]
         return (torch.rand(self.codebooks.shape[:2], device=x.device) * rows[:, None]).long()
 
     @torch.no_grad()

@@ -70,7 +70,7 @@ class Rows {
   void fetch(int64_t s, const int64_t* idx, int64_t n) const {
     const float* table = tabulated(s);
     for (int64_t i = 0; table != nullptr && i < n; i++)
-      for (int64_t j = 0; j < wide_; j += 16) __builtin_prefetch(table + idx[i] * wide_ + j, 0, 2);
+      for (int64_t j = 0; idx[i] >= 0 && j < wide_; j += 16) __builtin_prefetch(table + idx[i] * wide_ + j, 0, 2);
   }
   int64_t most_distinct() const { return most_; }
 
@@ -157,15 +157,16 @@ inline int64_t block_items(int64_t batch, int64_t item_floats, int threads) {
 // Rows of a table (2.3 KB each at latent 64) that may be on their way to the second-level cache at a time.
 constexpr int64_t kFetched = 64;
 
-// One block of items of `encode`.
+// One block of items of `encode`. A block that is alone may have a team: threads that share the rows and the frames
+// of each scale.
 class Encoder {
  public:
   Encoder(const Shape& shape, const Packed& packed, const Action& action, int64_t length, int64_t items,
-          bool with_gradient)
+          bool with_gradient, const ThreadPool& team)
       : shape_(shape), packed_(packed), action_(action), length_(length), size_(length * shape.dim),
         longest_(longest(shape)), residual_(items * size_), pooled_(items * longest_ * shape.dim),
         idx_(items * longest_), seen_(items * (length + 1)), broken_(items), at_(length),
-        rows_(shape, action, items * longest_), scratch_(shape),
+        rows_(shape, action, items * longest_), team_(team), scratch_(shape, team.threads),
         gradient_(with_gradient ? rows_.most_distinct() * action.taps * shape.dim : 0),
         panel_(rows_.most_distinct() * kTileColumns), column_(shape.dim) {}
 
@@ -183,11 +184,11 @@ class Encoder {
         const int64_t to = items - from < group ? items : from + group;
         float* pooled = training != nullptr && training->rows != nullptr
                             ? training->rows + (offset * batch + first * n) * dim : pooled_.get();
-        for (int64_t b = from; b < to; b++)
-          pool(residual_ + b * size_, length_, dim, n, mask ? seen_ + b * (length_ + 1) : nullptr,
-               pooled + (b - from) * n * dim);
-        search(pooled, (to - from) * n, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, idx_,
-               [&](const int64_t* found, int count) { rows_.fetch(s, found, count); });
+        const int64_t tiles = ((to - from) * n + kSearchRows - 1) / kSearchRows;
+        divide(tiles, [&](int64_t begin, int64_t end, int64_t worker) {
+          find_codes(s, from, begin * kSearchRows, end < tiles ? end * kSearchRows : (to - from) * n, mask != nullptr,
+                     pooled, worker);
+        });
         for (int64_t b = from; b < to; b++) {
           int64_t* idx = idx_ + (b - from) * n;
           if (broken_[b] || mask != nullptr) drop_unseen(n, mask != nullptr, b, idx);
@@ -195,11 +196,13 @@ class Encoder {
         }
         if (training == nullptr && s + 1 == shape_.scales) continue;
         rows_.find(s, idx_, (to - from) * n);
-        for (int64_t b = from; b < to; b++) {
-          float* r = residual_ + b * size_;
-          act(rows_.pointers + (b - from) * n, at_, action_.taps, length_, dim, bias_of(shape_, action_, s), -1.0f, r);
-          if (mask != nullptr) clear_masked(mask + (first + b) * length_, r);
-        }
+        divide(length_, [&](int64_t begin, int64_t end, int64_t) {
+          for (int64_t b = from; b < to; b++)
+            act(rows_.pointers + (b - from) * n, at_, action_.taps, length_, dim, bias_of(shape_, action_, s), -1.0f,
+                residual_ + b * size_, begin, end);
+        });
+        for (int64_t b = from; mask != nullptr && b < to; b++)
+          clear_masked(mask + (first + b) * length_, residual_ + b * size_);
       }
       if (training != nullptr) learn(s, first, items, *training, thread);
     }
@@ -207,6 +210,28 @@ class Encoder {
   }
 
  private:
+  // f(begin, end, worker) over [0, n), by the team where there is enough to share: two threads meet in some microseconds.
+  template <class F>
+  void divide(int64_t n, const F& f) {
+    const int64_t workers = n < 2 * team_.threads ? 1 : team_.threads;
+    parallel(team_, workers, [&](int64_t begin, int64_t end) {
+      for (int64_t w = begin; w < end; w++) f(n * w / workers, n * (w + 1) / workers, w);
+    });
+  }
+
+  // Pools and searches rows [begin, end) of the items from `from` on.
+  void find_codes(int64_t s, int64_t from, int64_t begin, int64_t end, bool masked, float* pooled, int64_t worker) {
+    const int64_t n = shape_.lengths[s], dim = shape_.dim;
+    for (int64_t i = begin; i < end;) {
+      const int64_t item = i / n, last = (item + 1) * n < end ? (item + 1) * n : end, b = from + item;
+      pool(residual_ + b * size_, length_, dim, n, masked ? seen_ + b * (length_ + 1) : nullptr,
+           pooled + item * n * dim, i - item * n, last - item * n);
+      i = last;
+    }
+    search(pooled + begin * dim, end - begin, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, worker,
+           idx_ + begin, [&](const int64_t* found, int count) { rows_.fetch(s, found, count); });
+  }
+
   void start(const float* x, const uint8_t* mask, int64_t item, int64_t b) {
     float* r = residual_ + b * size_;
     std::memcpy(r, x, sizeof(float) * size_);
@@ -276,6 +301,7 @@ class Encoder {
   Buffer<bool> broken_;
   Buffer<Position> at_;
   Rows rows_;
+  const ThreadPool& team_;
   SearchScratch scratch_;
   Buffer<float> gradient_, panel_, column_;
 };
@@ -286,10 +312,13 @@ inline void encode(const Shape& shape, const Packed& packed, const Action& actio
   const int64_t tokens = total_tokens(shape), block = block_items(batch, length * shape.dim, pool.threads);
   const int64_t blocks = (batch + block - 1) / block;
   const int64_t shares = pool.threads < blocks ? pool.threads : blocks;
+  const ThreadPool alone;
+  const ThreadPool& team = blocks == 1 && training == nullptr ? pool : alone;
   // Shares are fixed before the threads are, so that sums come out alike whichever thread takes which share.
   parallel(pool, shares, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; share++) {
-      Encoder encoder(shape, packed, action, length, block, training != nullptr && training->folded_grad != nullptr);
+      Encoder encoder(shape, packed, action, length, block, training != nullptr && training->folded_grad != nullptr,
+                      team);
       for (int64_t i = blocks * share / shares; i < blocks * (share + 1) / shares; i++) {
         const int64_t first = i * block, items = batch - first < block ? batch - first : block;
         encoder.run(x, mask, first, items, batch, tokens, out, training, share);
@@ -306,20 +335,26 @@ inline bool decode(const Shape& shape, const Action& action, const int64_t* code
   for (int64_t s = first; s < last; s++) tokens += shape.lengths[s];
   for (int64_t i = 0; i < batch * tokens; i++)
     if (codes[i] < -1 || codes[i] >= shape.codes) return false;
-  parallel(pool, batch, [&](int64_t begin, int64_t end) {
+  // A few items are divided by frames, of which each is a sum over all scales on its own.
+  const bool whole = batch >= pool.threads || next_out != nullptr || (action.table == nullptr && action.taps > 1);
+  const int64_t parts = whole ? 1 : pool.threads;
+  parallel(pool, batch * parts, [&](int64_t begin, int64_t end) {
     Rows rows(shape, action, longest(shape));
     Buffer<Position> at(length);
     for (int64_t s = first, offset = 0, next_offset = 0; s < last; offset += shape.lengths[s++]) {
-      positions(shape.lengths[s], length, at);
-      const int64_t n_next = s + 1 < shape.scales ? shape.lengths[s + 1] : 0;
-      for (int64_t b = begin; b < end; b++) {
-        rows.find(s, codes + b * tokens + offset, shape.lengths[s]);
-        if (b + 1 < end) rows.fetch(s, codes + (b + 1) * tokens + offset, shape.lengths[s]);
-        act(rows.pointers, at, action.taps, length, dim, bias_of(shape, action, s), 1.0f, f_hat + b * size);
+      const int64_t n = shape.lengths[s], n_next = s + 1 < shape.scales ? shape.lengths[s + 1] : 0;
+      positions(n, length, at);
+      for (int64_t task = begin; task < end; task++) {
+        const int64_t b = task / parts, from = length * (task % parts) / parts, to = length * (task % parts + 1) / parts;
+        float* f = f_hat + b * size;
+        rows.find(s, codes + b * tokens + offset, n);
+        if (parts == 1 && b + 1 < end) rows.fetch(s, codes + (b + 1) * tokens + offset, n);
+        act(rows.pointers, at, action.taps, length, dim, bias_of(shape, action, s), 1.0f, f, from, to);
         if (scales_out != nullptr)
-          std::memcpy(scales_out + ((s - first) * batch + b) * size, f_hat + b * size, sizeof(float) * size);
+          std::memcpy(scales_out + ((s - first) * batch + b) * size + from * dim, f + from * dim,
+                      sizeof(float) * (to - from) * dim);
         if (next_out != nullptr && n_next > 0)
-          aar::AAR_ISA::pool(f_hat + b * size, length, dim, n_next, nullptr, next_out + b * next_stride + next_offset);
+          aar::AAR_ISA::pool(f, length, dim, n_next, nullptr, next_out + b * next_stride + next_offset, 0, n_next);
       }
       next_offset += n_next * dim;
     }

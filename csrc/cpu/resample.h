@@ -30,14 +30,15 @@ inline void add_scaled(float* out, const float* row, float weight, int64_t dim) 
   for (; d < dim; d++) out[d] += row[d] * weight;
 }
 
-// Mean of x[length][dim] over the window of each of n rows. `seen`, where given, holds for each t the number of real
-// frames before it: masked frames are zero in x and do not count; a window without a real frame gives zeros.
-inline void pool(const float* x, int64_t length, int64_t dim, int64_t n, const int32_t* seen, float* out) {
+// Mean of x[length][dim] over the windows of rows [first, last) of n. `seen`, where given, holds for each t the number of
+// real frames before it: masked frames are zero in x and do not count; a window without a real frame gives zeros.
+inline void pool(const float* x, int64_t length, int64_t dim, int64_t n, const int32_t* seen, float* out,
+                 int64_t first, int64_t last) {
   if (n == length) {
-    std::memcpy(out, x, sizeof(float) * length * dim);
+    std::memcpy(out + first * dim, x + first * dim, sizeof(float) * (last - first) * dim);
     return;
   }
-  for (int64_t i = 0; i < n; i++) {
+  for (int64_t i = first; i < last; i++) {
     const int64_t begin = i * length / n, end = ((i + 1) * length + n - 1) / n;
     const int64_t count = seen != nullptr ? seen[end] - seen[begin] : end - begin;
     const float weight = count > 0 ? 1.0f / float(count) : 0.0f;
@@ -52,9 +53,9 @@ inline void pool(const float* x, int64_t length, int64_t dim, int64_t n, const i
 
 template <int VECTORS>
 inline void act_columns(const float* const* rows, const Position* at, int64_t taps, int64_t length, int64_t dim,
-                        const float* bias, float sign, int64_t d, float* out) {
+                        const float* bias, float sign, int64_t d, float* out, int64_t begin, int64_t end) {
   const int64_t half = taps / 2;
-  for (int64_t t = 0; t < length; t++) {
+  for (int64_t t = begin; t < end; t++) {
     Floats sum[VECTORS];
     for (int v = 0; v < VECTORS; v++) sum[v] = bias != nullptr ? load(bias + d + v * kLanes) : splat(0.0f);
     const int64_t first = t < half ? half - t : 0, last = length - t + half < taps ? length - t + half : taps;
@@ -75,16 +76,20 @@ inline void act_columns(const float* const* rows, const Position* at, int64_t ta
   }
 }
 
-// out[t] += sign * (bias + sum over taps of the interpolated row[tap]): rows[i] points to [taps][dim] of code i.
+// out[t] += sign * (bias + sum over taps of the interpolated row[tap]) for frames [begin, end) of out[length][dim]:
+// rows[i] points to [taps][dim] of code i.
 inline void act(const float* const* rows, const Position* at, int64_t taps, int64_t length, int64_t dim,
-                const float* bias, float sign, float* out) {
+                const float* bias, float sign, float* out, int64_t begin, int64_t end) {
   int64_t d = 0;
-  for (; d + 8 * kLanes <= dim; d += 8 * kLanes) act_columns<8>(rows, at, taps, length, dim, bias, sign, d, out);
-  for (; d + 4 * kLanes <= dim; d += 4 * kLanes) act_columns<4>(rows, at, taps, length, dim, bias, sign, d, out);
-  for (; d + kLanes <= dim; d += kLanes) act_columns<1>(rows, at, taps, length, dim, bias, sign, d, out);
+  for (; d + 8 * kLanes <= dim; d += 8 * kLanes)
+    act_columns<8>(rows, at, taps, length, dim, bias, sign, d, out, begin, end);
+  for (; d + 4 * kLanes <= dim; d += 4 * kLanes)
+    act_columns<4>(rows, at, taps, length, dim, bias, sign, d, out, begin, end);
+  for (; d + kLanes <= dim; d += kLanes)
+    act_columns<1>(rows, at, taps, length, dim, bias, sign, d, out, begin, end);
   const int64_t half = taps / 2;
   for (; d < dim; d++) {
-    for (int64_t t = 0; t < length; t++) {
+    for (int64_t t = begin; t < end; t++) {
       float sum = bias != nullptr ? bias[d] : 0.0f;
       for (int64_t tap = 0; tap < taps; tap++) {
         const int64_t u = t + tap - half;

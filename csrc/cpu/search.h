@@ -172,43 +172,48 @@ inline int64_t choose(const float* scores, int64_t size, float threshold, const 
   return chosen < 0 ? 0 : chosen;  // only a codebook with NaN in it leaves no candidate
 }
 
+// For each of some workers, the rounded rows and the scores of a tile.
 struct SearchScratch {
+  int64_t rounded_size, scores_size;
   Buffer<int16_t> rounded;
   Buffer<float> scores;
-  SearchScratch(const Shape& shape)
-      : rounded(kSearchRows * 2 * pairs(shape.dim) + kLanes), scores(kSearchRows * padded(shape.codes)) {}
+  SearchScratch(const Shape& shape, int64_t workers)
+      : rounded_size(kSearchRows * 2 * pairs(shape.dim) + 32), scores_size(kSearchRows * padded(shape.codes)),
+        rounded(workers * rounded_size), scores(workers * scores_size) {}
 };
 
 template <int ROWS>
-inline void search_tile(int rows, const float* z, const Book& book, const Shape& shape, SearchScratch& scratch,
-                        int64_t* out) {
+inline void search_tile(int rows, const float* z, const Book& book, const Shape& shape, int16_t* rounded,
+                        float* scores, int64_t* out) {
   if constexpr (ROWS > 0) {
-    if (rows < ROWS) return search_tile<ROWS - 1>(rows, z, book, shape, scratch, out);
+    if (rows < ROWS) return search_tile<ROWS - 1>(rows, z, book, shape, rounded, scores, out);
     const int64_t dim = shape.dim, half = pairs(dim), size = padded(shape.codes);
     const float range = integer_range(dim);
     float per_unit[ROWS], tolerance[ROWS], best[ROWS];
     // In order of rows: the vector stored behind a row's end is overwritten by the next one.
     for (int r = 0; r < ROWS; r++) {
       float norm, error;
-      const float unit = round_row(z + r * dim, dim, range, scratch.rounded + r * 2 * half, &norm, &error);
+      const float unit = round_row(z + r * dim, dim, range, rounded + r * 2 * half, &norm, &error);
       per_unit[r] = 1.0f / unit;
-      const float rounding = error * book.bound[0] + norm * book.bound[1];
+      const float inexact = error * book.bound[0] + norm * book.bound[1];
       const float arithmetic = 0x1p-21f * (norm * book.bound[0] + book.bound[2]);
-      tolerance[r] = 2.001f * (rounding + arithmetic) * per_unit[r];
+      tolerance[r] = 2.001f * (inexact + arithmetic) * per_unit[r];
     }
-    screen<ROWS>(scratch.rounded, half, per_unit, book, size, scratch.scores, best);
+    screen<ROWS>(rounded, half, per_unit, book, size, scores, best);
     for (int r = 0; r < ROWS; r++)
-      out[r] = choose(scratch.scores + r * size, size, best[r] - tolerance[r], z + r * dim, book, shape);
+      out[r] = choose(scores + r * size, size, best[r] - tolerance[r], z + r * dim, book, shape);
   }
 }
 
 // out[n]: index of the code nearest to each of z[n][dim]. `found(codes, count)` is called as they become known.
 template <class Found>
 inline void search(const float* z, int64_t n, const Book& book, const Shape& shape, SearchScratch& scratch,
-                   int64_t* out, const Found& found) {
+                   int64_t worker, int64_t* out, const Found& found) {
+  int16_t* rounded = scratch.rounded + worker * scratch.rounded_size;
+  float* scores = scratch.scores + worker * scratch.scores_size;
   for (int64_t i = 0; i < n; i += kSearchRows) {
     const int rows = n - i < kSearchRows ? int(n - i) : kSearchRows;
-    search_tile<kSearchRows>(rows, z + i * shape.dim, book, shape, scratch, out + i);
+    search_tile<kSearchRows>(rows, z + i * shape.dim, book, shape, rounded, scores, out + i);
     found(out + i, rows);
   }
 }
