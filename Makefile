@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.t
 
 .PHONY: demo test build bench lint clean
 
-demo: $(INSTALLED)
+demo: build
 	$(BIN)/aar demo $(OUT)
 
 test: build
@@ -17,7 +17,7 @@ test: build
 build: $(INSTALLED)
 	$(BIN)/python -m aar_kernels.build
 
-bench: $(INSTALLED)
+bench: build
 	$(BIN)/python -m aar_kernels.bench
 
 lint: $(INSTALLED)

@@ -76,11 +76,11 @@ class MultiScaleResidualQuantizer(nn.Module):
         self.register_buffer("initialized", torch.tensor(not kmeans_init))
         # The buffer travels with the state_dict; the flag spares every call a device-to-host read of it.
         self._initialized = not kmeans_init
-        self.register_load_state_dict_post_hook(lambda module, _: module._read_initialized())
         self._levels: Levels | None = None
         self.levels.arguments()  # checks the options that the caller gave
 
-    def _read_initialized(self) -> None:
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
         self._initialized = bool(self.initialized)
 
     @property

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -317,3 +320,16 @@ def test_kmeans_with_fewer_rows_than_clusters():
     quantized, _, _ = module(torch.randn(2, 8, 2))
     assert quantized.isfinite().all()
     assert module.codebooks.isfinite().all()
+
+
+def test_pickle_and_deepcopy(backend):
+    """Copies have weights of their own, and a fast backend sees those."""
+    with use_backend(backend), torch.no_grad():
+        model = MultiScaleResidualQuantizer(8, schedule=ScaleSchedule([1, 3, 6]), codebook_size=16, kmeans_init=False)
+        x = torch.randn(2, 8, 6)
+        codes = model.eval().encode(x)
+        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(copied.encode(x), codes)
+            copied.codebooks.neg_()
+            assert not torch.equal(copied.encode(x), codes)
+            assert torch.equal(model.encode(x), codes)
