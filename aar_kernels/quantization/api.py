@@ -121,8 +121,15 @@ def update(
         statistics: as `quantize` returned them, summed over processes. With samples among them, codes whose average
             hits are below ``dead_code_threshold`` are replaced by theirs.
     """
-    if not codebooks.is_contiguous() or embed_avg.shape != codebooks.shape or not embed_avg.is_contiguous():
-        raise ValueError("codebooks and embed_avg must be contiguous and of one shape")
+    averages = {"codebooks": codebooks, "cluster_size": cluster_size, "embed_avg": embed_avg, "statistics": statistics}
+    if codebooks.dim() != 3 or embed_avg.shape != codebooks.shape or cluster_size.shape != codebooks.shape[:2]:
+        shapes = {name: list(tensor.shape) for name, tensor in averages.items()}
+        raise ValueError(f"codebooks and embed_avg must be [E, K, latent] and cluster_size [E, K], got {shapes}")
+    if any(not tensor.is_contiguous() or tensor.dtype != codebooks.dtype for tensor in averages.values()):
+        raise ValueError("codebooks, averages and statistics must be contiguous and of one dtype")
+    hits, sums = cluster_size.numel(), codebooks.numel()
+    if statistics.shape not in ((hits + sums,), (hits + 2 * sums,)):
+        raise ValueError(f"statistics must be [{hits + sums}] or [{hits + 2 * sums}], got {list(statistics.shape)}")
     arguments = (codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_code_threshold)
     name = dispatch.select("msrq_update", *arguments[:4], backend=backend)
     if name == "reference":

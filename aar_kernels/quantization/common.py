@@ -22,10 +22,3 @@ def fold(phi_weights: Sequence[Tensor], phi_biases: Sequence[Tensor]) -> tuple[T
         out[margin : taps - margin] = 0.5 * weight.permute(2, 0, 1)
     folded[:, taps // 2] += 0.5 * torch.eye(dim, dtype=folded.dtype, device=folded.device)
     return folded, 0.5 * torch.stack(list(phi_biases))
-
-
-def table_layout(books: int, phi_index: Sequence[int], scales: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """The distinct (codebook, phi kernel) pairs, and which of them each scale uses."""
-    pairs = [(s if books > 1 else 0, phi_index[s]) for s in range(scales)]
-    distinct = list(dict.fromkeys(pairs))
-    return distinct, [distinct.index(pair) for pair in pairs]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._library import library
 from ..cache import DerivedCache
-from .common import fold, table_layout
+from .common import fold
 
 # Above this many bytes the rows of the codes in use are computed at each call instead of being tabulated.
 TABLE_LIMIT = 512 * 2**20
@@ -150,14 +150,15 @@ def _tabulated(codebooks, phi_weights, phi_biases, lengths, phi_index) -> _Actio
     action = _folded(phi_weights, phi_biases, phi_index)
     if action.folded is None:
         return action
-    pairs, table_of = table_layout(len(codebooks), phi_index, len(lengths))
+    of_scale = [(s if len(codebooks) > 1 else 0, phi_index[s]) for s in range(len(lengths))]
+    pairs = list(dict.fromkeys(of_scale))  # one table for each codebook and kernel that meet
     shape = (len(pairs), codebooks.shape[1], action.taps, codebooks.shape[2])
     if 4 * math.prod(shape) > TABLE_LIMIT:
         return action
     table = codebooks.new_empty(shape)
     for out, (book, kernel) in zip(table, pairs, strict=True):
         out.copy_(torch.ops.aar_native.msrq_table(codebooks[book].contiguous(), action.folded[kernel], action.taps))
-    return action._replace(table=table, table_of=table_of)
+    return action._replace(table=table, table_of=[pairs.index(pair) for pair in of_scale])
 
 
 def _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> _Prepared:

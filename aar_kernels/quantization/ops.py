@@ -11,9 +11,8 @@ from torch import Tensor
 
 from .. import dispatch
 
-PACKAGE = __package__
 OPERATORS = ("encode", "decode", "decode_scales", "next_scale_inputs", "step", "quantize", "update")
-dispatch.register(PACKAGE, *(f"msrq_{name}" for name in OPERATORS))
+dispatch.register(__package__, *(f"msrq_{name}" for name in OPERATORS))
 
 _LEVELS = "Tensor codebooks, Tensor[] phi_weights, Tensor[] phi_biases, int[] lengths, int[] phi_index, str metric"
 _SCHEMAS = {

@@ -88,7 +88,7 @@ class Quantizer {
             floats + 2 * sizes.scale + sizes.exact};
   }
 
-  // As `fold` and `table_layout` of aar_kernels/quantization/common.py, one table per scale.
+  // As `fold` of aar_kernels/quantization/common.py; one table per scale.
   void tabulate(const std::vector<Floats>& weights, const std::vector<Floats>& biases) {
     const int64_t dim = shape_.dim, kernels = int64_t(weights.size());
     require(weights.size() == biases.size() && int64_t(kernel_of_.size()) == shape_.scales,

@@ -66,12 +66,14 @@ class Rows {
     if (computes_) return nullptr;
     return action_.table != nullptr ? action_.table + action_.table_of[s] * shape_.codes * wide_ : book(s);
   }
+
   // Brings the rows of these codes towards the core while others are worked on.
   void fetch(int64_t s, const int64_t* idx, int64_t n) const {
     const float* table = tabulated(s);
     for (int64_t i = 0; table != nullptr && i < n; i++)
       for (int64_t j = 0; idx[i] >= 0 && j < wide_; j += 16) __builtin_prefetch(table + idx[i] * wide_ + j, 0, 2);
   }
+
   int64_t most_distinct() const { return most_; }
 
   void find(int64_t s, const int64_t* idx, int64_t n) {
@@ -336,7 +338,7 @@ inline bool decode(const Shape& shape, const Action& action, const int64_t* code
   for (int64_t i = 0; i < batch * tokens; i++)
     if (codes[i] < -1 || codes[i] >= shape.codes) return false;
   // A few items are divided by frames, of which each is a sum over all scales on its own.
-  const bool whole = batch >= pool.threads || next_out != nullptr || (action.table == nullptr && action.taps > 1);
+  const bool whole = batch >= pool.threads || next_out != nullptr || (action.table == nullptr && action.folded != nullptr);
   const int64_t parts = whole ? 1 : pool.threads;
   parallel(pool, batch * parts, [&](int64_t begin, int64_t end) {
     Rows rows(shape, action, longest(shape));

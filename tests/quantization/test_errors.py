@@ -203,3 +203,24 @@ def test_a_code_of_minus_one_is_a_row_of_zeros(backend):
     bias = sum(0.5 * LEVELS.phi_biases[k] for k in LEVELS.phi_index)
     decoded = quantization.decode(CODES - 1, LEVELS, backend=backend)
     torch.testing.assert_close(decoded, bias[None, :, None].expand_as(decoded))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cluster_size": torch.ones(2, 4)}, r"cluster_size \[E, K\]"),
+        ({"embed_avg": torch.ones(2, 3, 5)}, "embed_avg must be"),
+        ({"embed_avg": torch.ones(2, 4, 3).mT}, "contiguous"),
+        ({"codebooks": torch.ones(2, 3, 4).double()}, "one dtype"),
+        ({"statistics": torch.ones(29)}, "statistics must be"),
+        ({"statistics": torch.ones(31)}, "statistics must be"),
+    ],
+)
+def test_wrong_update(backend, change, message):
+    tensors = {
+        "codebooks": torch.ones(2, 3, 4), "cluster_size": torch.ones(2, 3), "embed_avg": torch.ones(2, 3, 4),
+        "statistics": torch.ones(30),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        quantization.update(**tensors | change, backend=backend)
+    quantization.update(**tensors, backend=backend)

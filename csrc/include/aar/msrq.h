@@ -43,7 +43,7 @@ struct Action {
   const float* codebooks = nullptr;  // [books][codes][dim]
   const float* table = nullptr;      // [tables][codes][taps][dim], or null
   const int64_t* table_of = nullptr; // [scales]
-  const float* folded = nullptr;     // [kernels][dim in][taps][dim out], read where table is null and taps > 1
+  const float* folded = nullptr;     // [kernels][dim in][taps][dim out], read where table is null
   const float* bias = nullptr;       // [kernels][dim], or null without phi
   const int64_t* kernel_of = nullptr;  // [scales]
   int64_t kernels = 0;
