@@ -9,9 +9,16 @@ __version__ = "0.1.0"
 # Imported when first asked for, so that `aar_kernels.numpy` works without torch.
 _HOMES = {
     "BackendError": "dispatch",
+    "ScaleCache": "attention",
     "ScaleSchedule": "schedule",
+    "attention": None,
+    "linear": None,
+    "modulation": None,
     "nn": None,
     "quantization": None,
+    "sampling": None,
+    "scale_attention": "attention",
+    "scale_attention_step": "attention",
     "use_backend": "dispatch",
 }
 __all__ = [*_HOMES]

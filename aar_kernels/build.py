@@ -45,7 +45,7 @@ FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 RELEASE = ["-O3", "-DNDEBUG"]
 
 # Instruction set of a source by the end of its name, else "portable". The order is that of linking.
-AVX2 = ["-mavx2", "-mfma"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
 AVX512 += ["-mprefer-vector-width=512"]
 ISA_FLAGS = {"portable": [], "avx2": AVX2, "avx512": AVX512}
@@ -154,7 +154,8 @@ def _steps(target: str, work: Path, compiler: list[str]) -> list[Step]:
     compiler = [*compiler, "-I", str(SOURCES / "include"), *(["-DAAR_HAVE_X86=1"] if _is_x86() else [])]
     binding, link = _torch_binding() if target == "_native_torch" else _numpy_binding()
     name = target.rpartition("_")[2]
-    steps = [_compile(SOURCES / "bindings" / f"{name}.cpp", work, [*compiler, *binding])]
+    sources = sorted((SOURCES / "bindings").glob(f"{name}*.cpp"))
+    steps = [_compile(source, work, [*compiler, *binding]) for source in sources]
     steps += [_compile(source, work, [*compiler, *ISA_FLAGS[_isa(source)]]) for source in _kernels()]
     # An inline function of a header is compiled into many objects, and the linker keeps the first it meets:
     # portable ones come first, so that no AVX-512 copy of, say, std::vector ends a process on an older CPU.

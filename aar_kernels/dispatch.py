@@ -1,6 +1,6 @@
 """Which backend runs an operator, why the others do not, and how to force one.
 
-A backend of an operator is a module beside its ``ops.py`` (``reference``, ``native``, ``triton``). It has
+A backend of an operator is a module beside its ``ops.py`` (``reference``, ``native``, ``flash``, ``triton``). It has
 ``unavailable() -> str | None`` (why it cannot run on this machine at all), ``unsupported(problem) -> str | None`` (why
 it cannot run this call), and a function for each operator that it implements, named as the operator without its
 prefix. Nothing is imported before it is asked for, so neither Triton nor a compiler is needed to import the library.
@@ -19,7 +19,7 @@ from types import ModuleType
 
 import torch
 
-BACKENDS = ("native", "triton", "reference")  # in order of preference
+BACKENDS = ("native", "flash", "triton", "reference")  # in order of preference
 _OPERATORS: dict[str, str] = {}  # operator -> the package that holds its backends
 
 _log = logging.getLogger("aar_kernels")
@@ -43,6 +43,7 @@ class Problem:
     dtype: torch.dtype
     needs_grad: bool = False
     deterministic: bool = False
+    dim: int | None = None  # the size that kernels are specialised for, such as channels of a head
 
 
 def register(package: str, *operators: str) -> None:
@@ -65,7 +66,10 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = previous
 
 
-def select(operator: str, *tensors: torch.Tensor | None, backend: str | None = None, needs_grad: bool = False) -> str:
+def select(
+    operator: str, *tensors: torch.Tensor | None, backend: str | None = None, needs_grad: bool = False,
+    dim: int | None = None,
+) -> str:  # fmt: skip
     """Name of the backend that runs ``operator`` on these tensors (the first one sets device and dtype).
 
     Raises:
@@ -78,7 +82,7 @@ def select(operator: str, *tensors: torch.Tensor | None, backend: str | None = N
             raise ValueError(f"{operator}: all tensors must be on one device, got {first.device} and {tensor.device}")
     forced = backend or _forced
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return _select(operator, forced, first.device.type, first.dtype, needs_grad, deterministic)
+    return _select(operator, forced, first.device.type, first.dtype, needs_grad, deterministic, dim)
 
 
 # Constant under torch.compile: everything it depends on is an argument, so a change makes a new guard.
@@ -90,10 +94,10 @@ def _select(*arguments: object) -> str:
 
 @functools.cache
 def _select_cached(
-    operator: str, forced: str | None, device: str, dtype: torch.dtype, grad: bool, deterministic: bool
+    operator: str, forced: str | None, device: str, dtype: torch.dtype, grad: bool, deterministic: bool, dim: int | None
 ) -> str:
     _check_name(forced)
-    problem = Problem(operator, device, dtype, grad, deterministic)
+    problem = Problem(operator, device, dtype, grad, deterministic, dim)
     reasons = {}
     for name in BACKENDS:
         reason = _reason(name, problem)
@@ -117,12 +121,13 @@ def operators() -> dict[str, dict[str, str | None]]:
 
 
 def _unavailable(operator: str, backend: str) -> str | None:
+    none = "has no kernel for this operator"
     try:
         implementations = module(operator, backend)
     except ImportError as error:
-        return f"not importable: {error}"
+        return none if error.name == f"{_OPERATORS[operator]}.{backend}" else f"not importable: {error}"
     if not hasattr(implementations, operator.partition("_")[2]):
-        return "has no kernel for this operator"
+        return none
     return implementations.unavailable()
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from helpers import FAST, MARGINS, require
+import torch
+from helpers import MARGINS
 
 
-@pytest.fixture(params=[*FAST, "reference"])
-def backend(request) -> str:
-    return require("msrq_encode", request.param)
+@pytest.fixture
+def nan_filled_empty():
+    """Uninitialised memory is NaN (the largest number where integer), so that an output nobody wrote shows.
 
-
-@pytest.fixture(params=FAST)
-def fast(request) -> str:
-    """A backend that is held to the reference."""
-    return require("msrq_encode", request.param)
+    PyTorch does that in `aten::empty`, which every allocation of the native operators also goes through; it
+    comes with deterministic algorithms, so that those are on in every test that takes this.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

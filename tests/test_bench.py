@@ -1,6 +1,7 @@
 """The microbenchmark refuses to time wrong answers, and writes what it prints."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_table_and_json(tmp_path):
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch, capsys):
-    case = next(quantization.cases([2], [8], compiled=False))
+    case = next(quantization.cases(Namespace(batch=[2], latent=[8], no_compile=True)))
 
     def wrong_cases(*_):
         right = case.variants["ours"]

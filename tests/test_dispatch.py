@@ -47,7 +47,15 @@ def test_every_backend_has_its_reason(operator):
     reasons = dispatch.operators()[operator]
     assert reasons["native"] is None
     assert reasons["reference"] is None
-    assert reasons["triton"].startswith("not importable: ")
+    assert reasons["triton"] == "has no kernel for this operator"
+
+
+def test_what_a_backend_lacks_is_its_reason(operator, monkeypatch):
+    def import_module(name):
+        raise ModuleNotFoundError("No module named 'triton'", name="triton")
+
+    monkeypatch.setattr(dispatch.importlib, "import_module", import_module)
+    assert dispatch.operators()[operator]["flash"] == "not importable: No module named 'triton'"
 
 
 @pytest.mark.parametrize("how", ["argument", "context"])

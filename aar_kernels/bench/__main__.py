@@ -1,4 +1,4 @@
-"""``python -m aar_kernels.bench quantization``: correctness first, then times side by side in one process."""
+"""``python -m aar_kernels.bench [OPERATOR...]``: correctness first, then times side by side in one process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from .measure import interleaved, machine, peak_gflops, peak_memory
 
-BENCHMARKS = ("quantization",)
+BENCHMARKS = ("quantization", "attention", "modulation", "sampling", "linear")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("benchmark", nargs="*", default=list(BENCHMARKS), help=f"of {', '.join(BENCHMARKS)}")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="batch sizes (default: 1 8 32)")
-    parser.add_argument("--latent", type=int, nargs="+", default=[64, 128], help="latent channels (default: 64 128)")
+    parser.add_argument("--latent", type=int, nargs="+", default=[64, 128], help="latent channels of the quantizer (default: 64 128)")
     parser.add_argument("--seconds", type=float, default=1.0, help="measuring time per variant (default: 1)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             torch.set_num_threads(threads)
             peak = peak_gflops()
             print(f"\n{name}, {threads} thread(s), fp32 matrix product {peak:.0f} GFLOP/s\n{_header()}")
-            for case in module.cases(arguments.batch, arguments.latent, not arguments.no_compile):
+            for case in module.cases(arguments):
                 difference = case.check()
                 if difference:
                     wrong = True
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
                 times = interleaved(case.variants, arguments.seconds)
                 row = {
                     "benchmark": name, "threads": threads, "case": case.name, "shape": case.shape,
-                    "flops": case.flops, "peak_gflops": peak, "times_ms": times, "extra_mib": memory,
+                    "flops": case.flops, "bytes": case.bytes, "peak_gflops": peak, "times_ms": times, "extra_mib": memory,
                 }  # fmt: skip
                 rows.append(row)
                 print(_lines(row), flush=True)

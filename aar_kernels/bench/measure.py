@@ -7,11 +7,25 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 Variant = Callable[[], object]
+
+
+@dataclass
+class Case:
+    """One table row: variants that compute the same, what shows that they do, and the useful work."""
+
+    name: str
+    shape: str
+    variants: dict[str, Variant]  # "ours" first
+    check: Callable[[], str]  # "" where the results agree, else what differs
+    flops: int  # useful floating-point operations of one run
+    bytes: int = 0  # that must at least be read and written, where memory may be the bound
+    results: dict = field(default_factory=dict)
 
 
 def interleaved(variants: dict[str, Variant], seconds: float) -> dict[str, dict[str, float]]:

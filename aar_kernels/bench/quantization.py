@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..quantization import Levels, MultiScaleResidualQuantizer, encode
 from ..schedule import ScaleSchedule
-from .measure import Variant
+from .measure import Case, Variant
 
 FRAMES, CODES = 75, 1024
 PUBLISHED = ScaleSchedule.quadratic(16, FRAMES)
 
 
-@dataclass
-class Case:
-    """One table row: variants that compute the same, what shows that they do, and the useful work."""
-
-    name: str
-    shape: str
-    variants: dict[str, Variant]
-    check: Callable[[], str]  # "" where the results agree, else what differs
-    flops: int
-    results: dict = field(default_factory=dict)
-
-
-def cases(batches: list[int], latents: list[int], compiled: bool) -> Iterator[Case]:
-    for latent in latents:
+def cases(options: Namespace) -> Iterator[Case]:
+    for latent in options.latent:
         torch.manual_seed(0)
         model = _quantizer(latent).eval().requires_grad_(False)
         trainer = _quantizer(latent)
-        compile_all = _Compiled(model, trainer) if compiled else None
-        for batch in batches:
+        compile_all = None if options.no_compile else _Compiled(model, trainer)
+        for batch in options.batch:
             x = torch.randn(batch, latent, FRAMES)
             yield _encode(model, x, compile_all)
             yield _decode(model, x, compile_all)

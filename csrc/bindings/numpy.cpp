@@ -49,7 +49,7 @@ class Quantizer {
     Longs out(std::vector<py::ssize_t>{x.shape(0), tokens_});
     {
       py::gil_scoped_release release;
-      aar::kernels().encode(shape_, packed(), action_, x.data(), nullptr, x.shape(0), x.shape(1),
+      aar::msrq_kernels().encode(shape_, packed(), action_, x.data(), nullptr, x.shape(0), x.shape(1),
                             const_cast<int64_t*>(out.data()), nullptr, {});
     }
     return out;
@@ -64,7 +64,7 @@ class Quantizer {
       py::gil_scoped_release release;
       float* data = const_cast<float*>(out.data());
       for (int64_t i = 0; i < out.size(); i++) data[i] = 0.0f;
-      ok = aar::kernels().decode(shape_, action_, codes.data(), codes.shape(0), length, 0, shape_.scales, data,
+      ok = aar::msrq_kernels().decode(shape_, action_, codes.data(), codes.shape(0), length, 0, shape_.scales, data,
                                  nullptr, nullptr, 0, {});
     }
     if (!ok) throw py::index_error("codes must be in [-1, codebook size)");
@@ -78,7 +78,7 @@ class Quantizer {
     const aar::PackedSizes sizes = aar::packed_sizes(shape_);
     packed_codes_.resize(sizes.codes);
     packed_floats_.resize(2 * sizes.scale + sizes.exact + sizes.bound);
-    aar::kernels().pack(shape_, codebooks_.data(), packed(), {});
+    aar::msrq_kernels().pack(shape_, codebooks_.data(), packed(), {});
   }
 
   aar::Packed packed() const {
@@ -116,7 +116,7 @@ class Quantizer {
       }
       for (int64_t s = 0; s < shape_.scales; s++)
         if (kernel_of_[s] == k)
-          aar::kernels().build_table(codebooks_.data() + (shape_.books > 1 ? s : 0) * shape_.codes * dim,
+          aar::msrq_kernels().build_table(codebooks_.data() + (shape_.books > 1 ? s : 0) * shape_.codes * dim,
                                      folded.data(), shape_.codes, dim, taps, table_.data() + s * row, {});
     }
     for (int64_t s = 0; s < shape_.scales; s++) table_of_.push_back(s);

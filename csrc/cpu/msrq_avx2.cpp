@@ -1,4 +1,4 @@
 #define AAR_ISA isa_avx2
 #include "msrq_kernels.h"
 
-AAR_DEFINE_KERNELS(kernels_avx2, "avx2")
+AAR_DEFINE_MSRQ(avx2)

@@ -1,4 +1,4 @@
 #define AAR_ISA isa_avx512
 #include "msrq_kernels.h"
 
-AAR_DEFINE_KERNELS(kernels_avx512, "avx512")
+AAR_DEFINE_MSRQ(avx512)

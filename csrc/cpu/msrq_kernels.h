@@ -9,16 +9,6 @@
 namespace aar {
 namespace AAR_ISA {
 
-template <class F>
-inline void parallel(const ThreadPool& pool, int64_t n, const F& f) {
-  if (pool.threads <= 1 || pool.run == nullptr || n <= 1) {
-    if (n > 0) f(int64_t(0), n);
-    return;
-  }
-  pool.run(n, [](int64_t begin, int64_t end, void* f) { (*static_cast<const F*>(f))(begin, end); },
-           const_cast<void*>(static_cast<const void*>(&f)));
-}
-
 inline int64_t total_tokens(const Shape& shape) {
   int64_t total = 0;
   for (int64_t s = 0; s < shape.scales; s++) total += shape.lengths[s];
@@ -438,9 +428,8 @@ inline void update(const Shape& shape, const Averages& averages, float* codebook
 }  // namespace AAR_ISA
 }  // namespace aar
 
-#define AAR_DEFINE_KERNELS(NAME, LABEL)                                                                     \
-  namespace aar {                                                                                           \
-  extern const Kernels NAME;                                                                                \
-  const Kernels NAME = {LABEL,           AAR_ISA::pack,       AAR_ISA::build_table, AAR_ISA::encode,        \
-                        AAR_ISA::decode, AAR_ISA::statistics, AAR_ISA::update};                             \
-  }
+// Where a level's file instantiates the table of kernels.
+#define AAR_DEFINE_MSRQ(LEVEL)                                                                              \
+  const aar::MsrqKernels aar::msrq_kernels_##LEVEL = {AAR_ISA::pack,       AAR_ISA::build_table,            \
+                                                      AAR_ISA::encode,     AAR_ISA::decode,                 \
+                                                      AAR_ISA::statistics, AAR_ISA::update};

@@ -1,4 +1,4 @@
 #define AAR_ISA isa_portable
 #include "msrq_kernels.h"
 
-AAR_DEFINE_KERNELS(kernels_portable, "portable")
+AAR_DEFINE_MSRQ(portable)

@@ -1,14 +1,18 @@
 import pytest
-import torch
+from helpers import FAST, require
 
 
 @pytest.fixture(autouse=True)
-def fill_empty():
-    """Uninitialised memory is NaN (the largest number where integer), so that an output nobody wrote shows.
+def _fill_empty(nan_filled_empty):
+    pass
 
-    PyTorch does that in `aten::empty`, which every allocation of the native operators also goes through; it
-    comes with deterministic algorithms, so that those are on in all of these tests.
-    """
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+
+@pytest.fixture(params=[*FAST, "reference"])
+def backend(request) -> str:
+    return require("msrq_encode", request.param)
+
+
+@pytest.fixture(params=FAST)
+def fast(request) -> str:
+    """A backend that is held to the reference."""
+    return require("msrq_encode", request.param)

@@ -8,13 +8,10 @@
 #pragma once
 #include <cstdint>
 
-namespace aar {
+#include "aar/isa.h"
+#include "aar/thread_pool.h"
 
-// Runs fn(begin, end, context) over disjoint ranges that cover [0, n); ranges may run at the same time.
-struct ThreadPool {
-  int threads = 1;
-  void (*run)(int64_t n, void (*fn)(int64_t, int64_t, void*), void* context) = nullptr;
-};
+namespace aar {
 
 struct Shape {
   int64_t scales = 0, books = 0, codes = 0, dim = 0;  // books is scales, or 1 for a codebook that all levels share
@@ -34,7 +31,11 @@ struct Packed {
 struct PackedSizes {
   int64_t codes, scale, exact, bound;
 };
-PackedSizes packed_sizes(const Shape&);
+inline PackedSizes packed_sizes(const Shape& shape) {
+  const int64_t size = (shape.codes + 31) / 32 * 32;
+  return {shape.books * size * 2 * ((shape.dim + 1) / 2), shape.books * size,
+          shape.cosine ? shape.books * shape.codes * shape.dim : 0, shape.books * 3};
+}
 
 // How codes act on the residual. Either a table with the rows of every code, or, where codebooks change too often or
 // are too many for a table, the folded weights from which the rows of the codes in use are computed.
@@ -67,8 +68,7 @@ struct Averages {
 };
 
 // Everything that is compiled once per instruction set.
-struct Kernels {
-  const char* name;
+struct MsrqKernels {
   void (*pack)(const Shape&, const float* codebooks, const Packed&, const ThreadPool&);
   // table[codes][taps][dim] from one codebook and one folded kernel
   void (*build_table)(const float* codebook, const float* folded, int64_t codes, int64_t dim, int64_t taps,
@@ -91,7 +91,6 @@ struct Kernels {
                  const float* hits, const float* sums, const float* sampled, const ThreadPool&);
 };
 
-const Kernels& kernels();    // the best level of this CPU, or the one that AAR_KERNELS_ISA names
-const char* isa_report();    // "built=portable,avx2,avx512;detected=...;active=..."
+AAR_LEVELS(MsrqKernels, msrq_kernels)
 
 }  // namespace aar

@@ -1,46 +1,9 @@
-// The operators `aar_native::*` on LibTorch's stable ABI: they unwrap tensors and call the kernels, nothing else.
-// Shapes and dtypes are checked by the callers in aar_kernels, which are the only ones; what would make a kernel read
-// outside a buffer is checked here again.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <optional>
-#include <string>
-#include <tuple>
-#include <vector>
-
+// Multi-scale residual quantization on LibTorch's stable ABI.
 #include "aar/msrq.h"
 
+#include "torch.h"
+
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-using MaybeTensor = std::optional<Tensor>;
-
-aar::ThreadPool pool() {
-  return {int(torch::stable::get_num_threads()), [](int64_t n, void (*fn)(int64_t, int64_t, void*), void* context) {
-            torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { fn(begin, end, context); });
-          }};
-}
-
-template <class T>
-T* data(const Tensor& tensor, ScalarType dtype) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == dtype,
-                  "aar_native: expected a contiguous CPU tensor of another dtype or device");
-  return static_cast<T*>(tensor.data_ptr());
-}
-float* floats(const Tensor& tensor) { return data<float>(tensor, ScalarType::Float); }
-int64_t* longs(const Tensor& tensor) { return data<int64_t>(tensor, ScalarType::Long); }
-const float* floats(const MaybeTensor& tensor) { return tensor ? floats(*tensor) : nullptr; }
-
-Tensor make(const Tensor& like, Ints sizes, ScalarType dtype = ScalarType::Float) {
-  return torch::stable::new_empty(like, sizes, dtype);
-}
-Tensor make_zeros(const Tensor& like, Ints sizes) { return torch::stable::new_zeros(like, sizes); }
 
 aar::Shape shape_of(const Tensor& codebooks, const Ints& lengths, bool cosine) {
   aar::Shape shape{int64_t(lengths.size()), codebooks.size(0), codebooks.size(1), codebooks.size(2), lengths.data(),
@@ -92,7 +55,7 @@ std::vector<Tensor> msrq_pack(Tensor codebooks, bool cosine) {
   std::vector<Tensor> packed = {make(codebooks, {sizes.codes}, ScalarType::Short), make(codebooks, {sizes.scale}),
                                 make(codebooks, {sizes.scale}), make(codebooks, {sizes.exact}),
                                 make(codebooks, {sizes.bound})};
-  aar::kernels().pack(shape, floats(codebooks), packed_of(shape, packed), pool());
+  aar::msrq_kernels().pack(shape, floats(codebooks), packed_of(shape, packed), pool());
   return packed;
 }
 
@@ -100,7 +63,7 @@ Tensor msrq_table(Tensor codebook, Tensor folded, int64_t taps) {
   const int64_t codes = codebook.size(0), dim = codebook.size(1);
   STD_TORCH_CHECK(folded.numel() == dim * taps * dim, "aar_native: folded weights of another shape");
   Tensor table = make(codebook, {codes, taps, dim});
-  aar::kernels().build_table(floats(codebook), floats(folded), codes, dim, taps, floats(table), pool());
+  aar::msrq_kernels().build_table(floats(codebook), floats(folded), codes, dim, taps, floats(table), pool());
   return table;
 }
 
@@ -112,7 +75,7 @@ Tensor msrq_encode(Tensor x, MaybeTensor mask, Tensor codebooks, Ints lengths, b
   STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
                   "aar_native: x must be [batch, T >= 1, latent]");
   Tensor out = make(x, {x.size(0), sum(lengths)}, ScalarType::Long);
-  aar::kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), x.size(0), x.size(1),
+  aar::msrq_kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), x.size(0), x.size(1),
                         longs(out), nullptr, pool());
   return out;
 }
@@ -138,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> msrq_quantize
                                want_statistics ? floats(rows) : nullptr,
                                want_phi_grad ? floats(weight_grad) : nullptr,
                                want_phi_grad ? floats(bias_grad) : nullptr, threads};
-  aar::kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), batch, x.size(1),
+  aar::msrq_kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), batch, x.size(1),
                         longs(codes), &training, pool());
 
   const int64_t hits = shape.books * shape.codes, sums = hits * shape.dim;
@@ -150,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> msrq_quantize
       STD_TORCH_CHECK(row >= 0 && row < batch * lengths[i / shape.codes], "samples name rows outside the batch");
     }
     float* out = floats(statistics);
-    aar::kernels().statistics(shape, floats(rows), longs(codes), batch, samples ? longs(*samples) : nullptr, out,
+    aar::msrq_kernels().statistics(shape, floats(rows), longs(codes), batch, samples ? longs(*samples) : nullptr, out,
                               out + hits, out + hits + sums, pool());
   } else if (want_statistics) {
     torch::stable::zero_(statistics);
@@ -176,7 +139,7 @@ void msrq_decode(Tensor codes, Tensor codebooks, Ints lengths, MaybeTensor table
                       (!scales || scales->numel() == (last - first) * f_hat.numel()) &&
                       (!next || next->numel() == batch * pooled * shape.dim),
                   "aar_native: codes or outputs of another shape");
-  const bool ok = aar::kernels().decode(
+  const bool ok = aar::msrq_kernels().decode(
       shape, action, longs(codes), batch, length, first, last, floats(f_hat), scales ? floats(*scales) : nullptr,
       next ? floats(*next) : nullptr, pooled * shape.dim, pool());
   STD_TORCH_CHECK(ok, "codes must be in [-1, ", shape.codes, ")");
@@ -192,17 +155,14 @@ void msrq_update(Tensor codebooks, Tensor cluster_size, Tensor embed_avg, Tensor
                       (statistics.numel() == hits + sums || statistics.numel() == hits + 2 * sums),
                   "aar_native: averages or statistics of another shape");
   const float* numbers = floats(statistics);
-  aar::kernels().update(shape, {float(decay), float(epsilon), float(dead_code_threshold)}, floats(codebooks),
+  aar::msrq_kernels().update(shape, {float(decay), float(epsilon), float(dead_code_threshold)}, floats(codebooks),
                         floats(cluster_size), floats(embed_avg), numbers, numbers + hits,
                         statistics.numel() > hits + sums ? numbers + hits + sums : nullptr, pool());
 }
 
-std::string isa_report() { return aar::isa_report(); }
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY(aar_native, m) {
-  m.def("isa_report() -> str");
+STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
   m.def("msrq_pack(Tensor codebooks, bool cosine) -> Tensor[]");
   m.def("msrq_table(Tensor codebook, Tensor folded, int taps) -> Tensor");
   m.def(
@@ -228,8 +188,4 @@ STABLE_TORCH_LIBRARY_IMPL(aar_native, CPU, m) {
   m.impl("msrq_quantize", TORCH_BOX(&msrq_quantize));
   m.impl("msrq_decode", TORCH_BOX(&msrq_decode));
   m.impl("msrq_update", TORCH_BOX(&msrq_update));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(aar_native, CompositeExplicitAutograd, m) {
-  m.impl("isa_report", TORCH_BOX(&isa_report));
 }
