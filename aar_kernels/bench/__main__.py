@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("benchmark", nargs="*", default=list(BENCHMARKS), help=f"of {', '.join(BENCHMARKS)}")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="batch sizes (default: 1 8 32)")
-    parser.add_argument("--latent", type=int, nargs="+", default=[64, 128], help="latent channels of the quantizer (default: 64 128)")
+    parser.add_argument("--latent", type=int, nargs="+", default=[64, 128], help="of the quantizer (default: 64 128)")
     parser.add_argument("--seconds", type=float, default=1.0, help="measuring time per variant (default: 1)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
                 times = interleaved(case.variants, arguments.seconds)
                 row = {
                     "benchmark": name, "threads": threads, "case": case.name, "shape": case.shape,
-                    "flops": case.flops, "bytes": case.bytes, "peak_gflops": peak, "times_ms": times, "extra_mib": memory,
+                    "flops": case.flops, "bytes": case.bytes, "peak_gflops": peak,
+                    "times_ms": times, "extra_mib": memory,
                 }  # fmt: skip
                 rows.append(row)
                 print(_lines(row), flush=True)
