@@ -94,7 +94,7 @@ def test_unknown_names(operator):
         lambda: dispatch.select(operator, torch.zeros(1), backend="fortran"),
         use_backend("fortran").__enter__,
     ):
-        with pytest.raises(ValueError, match="unknown backend 'fortran'; one of native, triton, reference"):
+        with pytest.raises(ValueError, match="unknown backend 'fortran'; one of native, flash, triton, reference"):
             call()
 
 
