@@ -1,5 +1,6 @@
-"""Next-scale audio models (arXiv 2408.09027) on the operators of `aar_kernels`: SAT, the tokenizer."""
+"""Next-scale audio models (arXiv 2408.09027) on the operators of `aar_kernels`: SAT, the tokenizer, and AAR, the
+transformer."""
 
-from .models import SAT, SATConfig
+from .models import AAR, SAT, AARConfig, SATConfig
 
-__all__ = ["SAT", "SATConfig"]
+__all__ = ["AAR", "AARConfig", "SAT", "SATConfig"]

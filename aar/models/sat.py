@@ -6,23 +6,17 @@ Source: arXiv 2408.09027, section 3.1.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize
 
 import aar_kernels as ak
 
-from ..atomic import replacing
-from ..errors import CheckpointError
+from .pretrained import Pretrained, config_from_dict
 from .seanet import seanet_decoder, seanet_encoder
 from .windows import Windows
 
@@ -30,8 +24,6 @@ __all__ = ["SAT", "SATConfig"]
 
 # Bounds the memory of a long recording: a window of the published size takes about 25 MB of activations.
 WINDOWS_PER_BATCH = 8
-
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -100,13 +92,10 @@ class SATConfig:
         Raises:
             ValueError: a name that is not an attribute, or a value that no SAT can have.
         """
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown settings {', '.join(unknown)}")
-        return cls(**values)
+        return config_from_dict(cls, values)
 
 
-class SAT(nn.Module):
+class SAT(Pretrained):
     """Audio tokenizer of windows of `config.window_samples` samples (one second as published).
 
     Longer and shorter waves are cut into windows, the last filled with zeros, so that any length works. With
@@ -116,6 +105,8 @@ class SAT(nn.Module):
 
     Waves are floating point at `config.sample_rate` and are converted to the model's dtype.
     """
+
+    config_class = SATConfig
 
     def __init__(self, config: SATConfig | None = None):
         super().__init__()
@@ -269,37 +260,6 @@ class SAT(nn.Module):
         """Sixteen hex digits of the codebooks: tokens mean the same to models in which they are equal."""
         codebooks = self.quantizer.codebooks.detach().float().contiguous().cpu()
         return hashlib.sha256(codebooks.numpy().tobytes()).hexdigest()[:16]
-
-    def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Writes config.json and model.safetensors, each whole or not at all; makes the directory if new."""
-        directory = Path(directory)
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with replacing(directory / WEIGHTS_FILE) as path:
-            safetensors.torch.save_file(state, path)
-        with replacing(directory / CONFIG_FILE) as path:
-            path.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-
-    @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike) -> SAT:
-        """Reads what `save_pretrained` wrote; on the CPU, in evaluation mode.
-
-        Raises:
-            CheckpointError: a file is missing or damaged, or the weights are not those of the configuration.
-        """
-        directory = Path(directory)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (directory / name).is_file():
-                raise CheckpointError(f"{directory} is not a saved model: it holds no {name}")
-        try:
-            config = SATConfig.from_dict(json.loads((directory / CONFIG_FILE).read_text()))
-            state = safetensors.torch.load_file(directory / WEIGHTS_FILE)
-            model = cls(config)
-        except (ValueError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{directory} is not a saved model: {error}") from None
-        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        CheckpointError.check(str(directory), expected, state)
-        model.load_state_dict(state)
-        return model.eval()
 
     @property
     def _dtype(self) -> torch.dtype:
