@@ -7,8 +7,6 @@ weight norm as `weight_g` and `weight_v`; the quantizer under `quantizer.vq`, wi
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 
@@ -17,11 +15,10 @@ from torch import Tensor, nn
 
 import aar_kernels as ak
 
-from .errors import CheckpointError
-from .models import SAT, SATConfig
-from .models.seanet import seanet_decoder, seanet_encoder
-
-__all__ = ["CheckpointError", "quantizer_from_published", "sat_from_published"]
+from ..errors import CheckpointError
+from ..models import SAT, SATConfig
+from ..models.seanet import seanet_decoder, seanet_encoder
+from .files import Source, read_tensors, shape_of
 
 Lengths = Iterable[int] | ak.ScaleSchedule
 
@@ -38,7 +35,7 @@ _WEIGHT_NORM = {
 }
 
 
-def sat_from_published(source: str | os.PathLike | Mapping[str, Tensor], lengths: Lengths) -> SAT:
+def sat_from_published(source: Source, lengths: Lengths) -> SAT:
     """Builds the SAT of a published checkpoint; every size but the schedule is read off its tensors.
 
     Args:
@@ -54,9 +51,7 @@ def sat_from_published(source: str | os.PathLike | Mapping[str, Tensor], lengths
             listed), or another number of scales.
         OSError: the file does not exist or may not be read.
     """
-    in_memory = isinstance(source, Mapping)
-    name = "the checkpoint" if in_memory else str(source)
-    state = _normalized(source if in_memory else _load(source), name)
+    state, name = _normalized(source)
     schedule = _schedule(lengths)
     sizes = _quantizer_sizes(state, schedule, name)
     sizes |= _seanet_sizes(state, name)
@@ -87,8 +82,7 @@ def quantizer_from_published(
         CheckpointError: anything missing, unexpected or misshaped (all are listed), or another number
             of scales.
     """
-    name = "the checkpoint"
-    state = _normalized(state_dict, name)
+    state, name = _normalized(state_dict)
     state = {key: value for key, value in state.items() if key.startswith("quantizer.")}
     schedule = _schedule(lengths)
     sizes = _quantizer_sizes(state, schedule, name)
@@ -98,33 +92,15 @@ def quantizer_from_published(
     return quantizer.eval()
 
 
-def _load(path: str | os.PathLike) -> Mapping:
-    with open(path, "rb"):
-        pass  # a file that cannot be opened has its own errors; those below are about what is in it
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError):
-        raise CheckpointError(
-            f"{path}: damaged, no PyTorch checkpoint, or one of more than tensors, which is not loaded"
-        ) from None
-
-
-def _normalized(state: object, name: str) -> dict[str, Tensor]:
-    """The tensors under the names of a whole, undistributed model."""
-    if isinstance(state, Mapping) and "generator_state_dict" in state:
-        state = state["generator_state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        other = f": it holds {', '.join(map(str, list(state)[:5]))}" if isinstance(state, Mapping) else ""
-        raise CheckpointError(
-            f"{name} is not a SAT checkpoint (generator_state_dict or a table of tensors){other}"
-        )
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+def _normalized(source: Source) -> tuple[dict[str, Tensor], str]:
+    """The tensors under the names of a whole, undistributed model; and what to call the source."""
+    state, name = read_tensors(source, "generator_state_dict", "a SAT checkpoint")
     # A quantizer alone is named as if it were the whole model, so that errors speak of the published names.
     for part in ("layers.", "vq."):
         if any(key.startswith(part) for key in state):
             prefix = _QUANTIZER if part == "layers." else "quantizer."
-            return {prefix + key: value for key, value in state.items()}
-    return state
+            return {prefix + key: value for key, value in state.items()}, name
+    return state, name
 
 
 def _schedule(lengths: Lengths) -> ak.ScaleSchedule:
@@ -138,13 +114,7 @@ def _published_name(own: str) -> str:
 
 
 def _shape_of(state: Mapping[str, Tensor], key: str, rank: int, name: str) -> tuple[int, ...]:
-    """The shape of a tensor that a size is read off."""
-    if key not in state or state[key].dim() != rank:
-        state_of_it = "missing" if key not in state else f"of shape {tuple(state[key].shape)}"
-        raise CheckpointError(
-            f"{name} is not a SAT checkpoint: {key}, which tells sizes, is {state_of_it}", (key,)
-        )
-    return tuple(state[key].shape)
+    return shape_of(state, key, rank, f"{name} is not a SAT checkpoint")
 
 
 def _seanet_sizes(state: Mapping[str, Tensor], name: str) -> dict:

@@ -1,0 +1,83 @@
+"""The options that name models, and loading them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+import aar_kernels as ak
+
+from ..checkpoints import sat_from_published
+from ..errors import AarError, CheckpointError
+from ..models import AAR, SAT
+
+CHECKPOINT_SUFFIXES = (".pth", ".pt")
+
+Model = TypeVar("Model", SAT, AAR)
+
+
+def add_running_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="directory of SAT.save_pretrained (`aar demo --save-model DIR` makes one), or published .pth",
+    )
+    add_lengths(parser)
+    parser.add_argument("--device", help="where the model runs (default: cuda if there is one, else cpu)")
+
+
+def add_lengths(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lengths",
+        type=integers,
+        default=ak.ScaleSchedule.quadratic(16, 75).lengths,
+        metavar="N,...",
+        help="tokens of each scale of a published .pth (default: the published schedule, 1,2,4 ... 75)",
+    )
+
+
+def integers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive numbers, as 1,5,16 is")
+    return tuple(map(int, parts))
+
+
+def load_model(args: argparse.Namespace) -> SAT:
+    if args.model is None:
+        raise AarError(
+            "--model is needed, since no trained model ships with this version: a SAT.save_pretrained "
+            "directory or a published .pth; `aar demo --save-model DIR` trains a small one"
+        )
+    model = open_model(args.model, args.lengths)
+    try:
+        # For its error: what is wrong with the overlap is known before any work.
+        model.windows(getattr(args, "overlap", 0.0))
+    except ValueError as error:
+        raise AarError(str(error)) from None
+    return to_device(model, args.device)
+
+
+def to_device(model: Model, device: str | None) -> Model:
+    """The model where `--device` says."""
+    try:
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise AarError(str(error).splitlines()[0]) from None
+
+
+def open_model(path: Path, lengths: Sequence[int]) -> SAT:
+    try:
+        return SAT.from_pretrained(path) if path.is_dir() else sat_from_published(path, lengths)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no model has these sizes: {error}") from None
+
+
+def device_of(model: SAT) -> torch.device:
+    return model.quantizer.codebooks.device
