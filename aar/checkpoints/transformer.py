@@ -60,7 +60,7 @@ def aar_from_published(source: Source, tokenizer: SAT) -> AAR:
     _check_schedule(state, config, name)
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in AAR(config).state_dict().items()}
-    ours = {key: _published(key) for key in shapes if not key.startswith("quantizer.")}
+    ours = {key: published_name(key) for key in shapes if not key.startswith("quantizer.")}
     state = {key: value for key, value in state.items() if not _DERIVED.fullmatch(key)}
     expected = {theirs: _published_shape(own, shapes[own], config) for own, theirs in ours.items()}
     CheckpointError.check(name, expected, state)
@@ -100,7 +100,8 @@ def _check_schedule(state: Mapping[str, Tensor], config: AARConfig, name: str) -
             raise CheckpointError(f"{name} is for scales of {trained} tokens, the tokenizer has {config.lengths}")
 
 
-def _published(own: str) -> str:
+def published_name(own: str) -> str:
+    """The published name of one of `AAR`'s tensors."""
     block = re.match(r"blocks\.\d+\.", own)
     if not block:
         return _NAMES[own]

@@ -69,10 +69,10 @@ def sample(
     inputs, codes = None, []
     for scale, start in enumerate(schedule.offsets[:-1]):
         logits, uncond = run.logits(scale, inputs)
-        options = {"uncond": uncond, "guidance": cfg * scale / last if guided else 0.0}
         picks = ak.sampling.sample(
-            logits, **options, temperature=temperature, top_k=top_k, top_p=top_p, seeds=seeds, position=start
-        )
+            logits, uncond=uncond, guidance=cfg * scale / last if guided else 0.0, temperature=temperature,
+            top_k=top_k, top_p=top_p, seeds=seeds, position=start,
+        )  # fmt: skip
         f_hat, inputs = model.quantizer.step(scale, f_hat, picks)
         codes.append(picks)
         if scales_callback is not None:
@@ -103,16 +103,16 @@ class _Run:
 
     def logits(self, scale: int, inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits of one scale from its ``inputs[B, n, latent_dim]``, and the unconditional ones where guided."""
-        engine, model = self.engine, self.model
+        model = self.model
         if scale == 0:
             caches = [ak.ScaleCache(cache.k[: self.batch], cache.v[: self.batch]) for cache in self.caches]
-            logits = engine.head(engine.blocks(model.first_tokens(self.embedding), self.modulations, caches))
+            logits = self.engine.logits(model.first_tokens(self.embedding), self.modulations, caches)
             self._enter_null(model.schedule.lengths[0])
             return logits, None
-        x = engine.word(inputs) + model.places(scale, scale + 1)
+        x = self.engine.word(inputs) + model.places(scale, scale + 1)
         if not self.guided:
-            return engine.head(engine.blocks(x, self.modulations, self.caches)), None
-        return engine.head(engine.blocks(torch.cat([x, x]), self.modulations, self.caches)).chunk(2)
+            return self.engine.logits(x, self.modulations, self.caches), None
+        return self.engine.logits(torch.cat([x, x]), self.modulations, self.caches).chunk(2)
 
     def _enter_null(self, length: int) -> None:
         """All caches hold the first scale now; so do those of the unconditional half, which never ran."""
@@ -152,6 +152,10 @@ class _Engine:
         self.null_modulations = _modulations(model, embedding)
         self.null_caches = _caches(model, 1, model.schedule.lengths[0])
         self.blocks(model.first_tokens(embedding), self.null_modulations, self.null_caches)
+
+    def logits(self, x: Tensor, modulations: list[Tensor], caches: list[ak.ScaleCache]) -> Tensor:
+        """``[B, n, codebook_size]`` in fp32."""
+        return self.head(self.blocks(x, modulations, caches)).float()
 
     def blocks(self, x: Tensor, modulations: list[Tensor], caches: list[ak.ScaleCache]) -> Tensor:
         """``[B, n, C]``, ready for the head, of the tokens of one scale; their keys and values enter the caches."""
