@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import torch
@@ -85,6 +86,10 @@ def _condition(args: argparse.Namespace, model: AAR, tokenizer: SAT) -> torch.Te
     if args.unconditional:
         return None
     wav = None if args.cond is None else read_audio(args.cond, tokenizer.config.sample_rate)
+    with contextlib.suppress(ImportError):  # which Clap explains
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
     clap = Clap.from_pretrained(args.clap)
     if clap.dim != model.config.condition_dim:
         raise ConditionError(

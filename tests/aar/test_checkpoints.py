@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import aar_kernels as ak
-from aar.checkpoints import CheckpointError, quantizer_from_published, sat_from_published
+from aar import SAT, SATConfig
+from aar.checkpoints import CheckpointError, aar_from_published, quantizer_from_published, sat_from_published
+from aar.checkpoints.transformer import published_name
 
 REFERENCE = Path(__file__).parent.parent / "golden" / "reference"
 PUBLISHED = ak.ScaleSchedule.quadratic(16, 75)
@@ -69,6 +71,47 @@ def test_published_checkpoints(name, millions, dim, latent):
             own = key.replace("quantizer.vq.quant_resi.qresi_ls", "quantizer.phi").replace(".vq.", ".")
             own = own.replace("weight_g", "parametrizations.weight.original0")
             assert torch.equal(held[own.replace("weight_v", "parametrizations.weight.original1")], value), key
+
+
+def transformer_and_its_tokenizer() -> tuple[dict, SAT]:
+    """The published AAR's names and shapes; `position` tells tokens apart."""
+    with torch.device("meta"):
+        tokenizer = SAT(SATConfig(latent_dim=128, dim=128, n_filters=2, lstm_layers=1))
+    state = state_of("aar_d16")
+    state["lvl_1L"] = PUBLISHED.scale_of_token()[None]
+    return state, tokenizer.to_empty(device="cpu")
+
+
+def test_published_transformer():
+    state, tokenizer = transformer_and_its_tokenizer()
+    state["pos_1LC"] = torch.randn(1, 455, 1024)
+    state["blocks.7.attn.scale_mul_1H11"] = torch.randn(1, 16, 1, 1)
+    wrapped = {"model_state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
+    model = aar_from_published(wrapped, tokenizer)
+    sizes = model.config.depth, model.config.width, model.config.heads, model.config.condition_dim
+    assert sizes == (16, 1024, 16, 512)
+    assert torch.equal(model.position, state["pos_1LC"][0])
+    assert torch.equal(model.blocks[7].log_scale, state["blocks.7.attn.scale_mul_1H11"].flatten())
+    assert torch.equal(model.quantizer.codebooks, tokenizer.quantizer.codebooks)
+    ours = {published_name(key) for key in model.state_dict() if not key.startswith("quantizer.")}
+    derived = {key for key in state if key.endswith(("zero_k_bias", "lvl_1L", "attn_bias_for_masking"))}
+    assert ours == state.keys() - derived
+
+
+def test_a_transformer_of_another_schedule_or_with_holes():
+    state, tokenizer = transformer_and_its_tokenizer()
+    with pytest.raises(CheckpointError, match=r"is for scales of \(455,\) tokens, the tokenizer has \(1, 2, 4,"):
+        aar_from_published(state | {"lvl_1L": torch.zeros(1, 455)}, tokenizer)
+    del state["blocks.3.ffn.fc2.bias"]
+    state["blocks.3.extra"] = state["head.bias"]
+    state["word_embed.weight"] = torch.zeros(1024, 64)
+    with pytest.raises(CheckpointError) as caught:
+        aar_from_published(state, tokenizer)
+    assert caught.value.missing == ("blocks.3.ffn.fc2.bias",)
+    assert caught.value.unexpected == ("blocks.3.extra",)
+    assert caught.value.misshaped == {"word_embed.weight": ((1024, 128), (1024, 64))}
+    with pytest.raises(CheckpointError, match="is not an AAR checkpoint: class_emb.fc1.weight"):
+        aar_from_published(state_of("sat_1024_64"), tokenizer)
 
 
 def test_the_transformer_is_not_a_tokenizer():
