@@ -32,7 +32,7 @@ Callback = Callable[[int, Tensor, Tensor], None]
 @torch.no_grad()
 def sample(
     model: AAR, condition: Tensor | None = None, *, num: int | None = None, cfg: float = 4.0, top_k: int = 200,
-    top_p: float = 0.95, temperature: float = 1.0, seed: int | Sequence[int] = 0, dtype: torch.dtype | None = None,
+    top_p: float = 0.95, temperature: float = 1.0, seed: int | Sequence[int] | Tensor = 0, dtype: torch.dtype | None = None,
     scales_callback: Callback | None = None,
 ) -> Tensor:  # fmt: skip
     """Samples codes ``[B, total]`` int64 of one window each.
@@ -44,7 +44,8 @@ def sample(
         cfg: guidance at the last scale; at scale s of S the logits are ``(1 + t) cond - t uncond`` with
             ``t = cfg * s / (S - 1)``. 0 for none. Unconditional items need none.
         top_k, top_p, temperature: filters of `aar_kernels.sampling.sample`; temperature 0 takes the likeliest code.
-        seed: of the random numbers: one for each item, or one number, from which item i has ``seed + i``.
+        seed: of the random numbers: one for each item (a list, or ``[B]`` int64 on the model's device, which no CUDA graph
+            has to wait for), or one number, from which item i has ``seed + i``.
         dtype: in which weights are kept: torch.float32, or torch.bfloat16 or torch.int8 to read less memory
             (arithmetic stays fp32 on the CPU). The model's own unless given.
         scales_callback: called after each scale with its index, the reconstruction so far ``[B, T, latent_dim]``, and
@@ -57,13 +58,9 @@ def sample(
     if not cfg >= 0:
         raise ValueError(f"cfg must be at least 0, got {cfg}")
     batch = _batch(condition, num)
-    device = model.position.device
-    seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != batch:
-        raise ValueError(f"{batch} items need as many seeds, got {len(seeds)}")
+    seeds = _seeds(seed, batch, model.position.device)
     guided = condition is not None and cfg > 0
     run = _Run(model, dtype or model.position.dtype, model._conditions(condition, batch), guided)
-    seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
     schedule, last = model.schedule, max(model.schedule.num_scales - 1, 1)
     f_hat = model.position.new_zeros(batch, schedule.length, model.config.latent_dim)
     inputs, codes = None, []
@@ -89,6 +86,15 @@ def _batch(condition: Tensor | None, num: int | None) -> int:
     if num is not None and num != len(condition):
         raise ValueError(f"num is {num}, but there are {len(condition)} conditions")
     return len(condition)
+
+
+def _seeds(seed: int | Sequence[int] | Tensor, batch: int, device: torch.device) -> Tensor:
+    seeds = range(seed, seed + batch) if isinstance(seed, int) else seed
+    if not isinstance(seeds, Tensor):
+        seeds = torch.tensor(list(seeds), dtype=torch.int64, device=device)
+    if seeds.shape != (batch,):
+        raise ValueError(f"{batch} items need as many seeds, got {len(seeds)}")
+    return seeds
 
 
 class _Run:

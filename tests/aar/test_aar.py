@@ -207,6 +207,7 @@ def test_an_item_does_not_depend_on_its_batch():
     for i, seed in enumerate(seeds):
         assert torch.equal(model.sample(conditions(3)[i : i + 1], seed=seed)[0], together[i])
     assert torch.equal(model.sample(conditions(3), seed=10), model.sample(conditions(3), seed=[10, 11, 12]))
+    assert torch.equal(model.sample(conditions(3), seed=torch.tensor(seeds)), together)
     assert not torch.equal(model.sample(conditions(3), seed=[5, 77, 4])[2], together[2])
 
 
