@@ -32,8 +32,8 @@ Callback = Callable[[int, Tensor, Tensor], None]
 @torch.no_grad()
 def sample(
     model: AAR, condition: Tensor | None = None, *, num: int | None = None, cfg: float = 4.0, top_k: int = 200,
-    top_p: float = 0.95, temperature: float = 1.0, seed: int | Sequence[int] | Tensor = 0, dtype: torch.dtype | None = None,
-    scales_callback: Callback | None = None,
+    top_p: float = 0.95, temperature: float = 1.0, seed: int | Sequence[int] | Tensor = 0,
+    dtype: torch.dtype | None = None, scales_callback: Callback | None = None,
 ) -> Tensor:  # fmt: skip
     """Samples codes ``[B, total]`` int64 of one window each.
 
@@ -44,8 +44,8 @@ def sample(
         cfg: guidance at the last scale; at scale s of S the logits are ``(1 + t) cond - t uncond`` with
             ``t = cfg * s / (S - 1)``. 0 for none. Unconditional items need none.
         top_k, top_p, temperature: filters of `aar_kernels.sampling.sample`; temperature 0 takes the likeliest code.
-        seed: of the random numbers: one for each item (a list, or ``[B]`` int64 on the model's device, which no CUDA graph
-            has to wait for), or one number, from which item i has ``seed + i``.
+        seed: of the random numbers: one for each item (a list, or ``[B]`` int64 on the model's device, which costs no
+            copy there), or one number, from which item i has ``seed + i``.
         dtype: in which weights are kept: torch.float32, or torch.bfloat16 or torch.int8 to read less memory
             (arithmetic stays fp32 on the CPU). The model's own unless given.
         scales_callback: called after each scale with its index, the reconstruction so far ``[B, T, latent_dim]``, and
