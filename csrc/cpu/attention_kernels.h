@@ -91,7 +91,7 @@ class Forward {
       for (int64_t i = 1; i < count && !in_place(); i++) as_floats(v, j + i, i);
       for (int64_t d = 0; d < wide_; d += kTileColumns)
         gemm_edge<kFewRows>(int(rows), strip_ + j, stride_, 1, values + d, in_place() ? v.stride : wide_, count,
-                            out_ + d, wide_, kTileColumns);
+                            out_ + d, wide_);
     }
     finish(out, rows);
   }

@@ -99,7 +99,7 @@ inline void logits(int64_t rows, const int64_t* end, const float* a, int64_t dim
       const int count = int(std::min<int64_t>(kTileRows, rows - i));
       if (end[i + count - 1] > j)
         gemm_edge<kTileRows, false>(count, a + i * wide, wide, 1, panels + j * wide, kTileColumns, dim,
-                                    out + i * stride + j, stride, kTileColumns);
+                                    out + i * stride + j, stride);
     }
 }
 
@@ -115,7 +115,7 @@ inline void weighted_sums(int64_t rows, const int64_t* end, const float* a, int6
           if (from < to)
             gemm_edge<kTileRows>(int(last - r), a + r * stride + from, stride, 1,
                                  panels + d * depth + from * kTileColumns, kTileColumns, to - from,
-                                 out + r * wide + d, wide, kTileColumns);
+                                 out + r * wide + d, wide);
           from = std::max(from, to);
           do r++;
           while (r < last && end[r] <= from);
@@ -134,7 +134,7 @@ inline void transposed_sums(int64_t rows, int64_t row, int64_t keys, const int64
         if (from < to)
           gemm_edge<kTileRows>(int(last - j), a + from * stride + j, 1, stride,
                                panels + d * depth + from * kTileColumns, kTileColumns, to - from, out + j * wide + d,
-                               wide, kTileColumns);
+                               wide);
         to = std::min(from, to);
         do last--;
         while (last > j && first(last - 1) == from);
