@@ -9,20 +9,24 @@ constexpr int kTileRows = kRegisters == 32 ? 12 : 6;
 constexpr int kTileColumns = 2 * kLanes;
 
 // C += A.B, or C = A.B without ADD, for one tile of whole vectors. Row k of B's panel is at panel + k * panel_row.
-// Not inlined: among its callers' variables the compiler spills the accumulators.
+// Not inlined: among its callers' variables the compiler spills the accumulators. Unrolled from the start: else it keeps
+// them in memory at both ends of the loop.
 template <int ROWS, bool ADD = true>
 __attribute__((noinline)) void gemm_tile(const float* a, int64_t a_row, int64_t a_k, const float* panel,
                                          int64_t panel_row, int64_t depth, float* c, int64_t c_row) {
   Floats sum[ROWS][2];
+#pragma GCC unroll 16
   for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = splat(0.0f);
   for (int64_t k = 0; k < depth; k++) {
     const Floats b0 = load(panel + k * panel_row), b1 = load(panel + k * panel_row + kLanes);
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++) {
       const Floats x = splat(a[r * a_row + k * a_k]);
       sum[r][0] = fma(x, b0, sum[r][0]);
       sum[r][1] = fma(x, b1, sum[r][1]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < ROWS; r++) {
     float* out = c + r * c_row;
     store(out, ADD ? load(out) + sum[r][0] : sum[r][0]);
