@@ -20,7 +20,7 @@ aar::Heads heads_of(const Tensor& tensor, const Tensor& like, int64_t tokens) {
                       tensor.size(0) == like.size(0) && tensor.size(1) >= tokens && tensor.size(2) == like.size(2) &&
                       tensor.size(3) == like.size(3),
                   "aar_native: tensors of one attention must agree in dtype and shape");
-  STD_TORCH_CHECK(tensor.stride(3) == 1 || tensor.size(3) == 1, "aar_native: channels must be contiguous");
+  STD_TORCH_CHECK(tensor.stride(3) == 1 || tensor.size(3) == 1 || tensor.numel() == 0, "aar_native: channels must be contiguous");
   return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 

@@ -132,7 +132,7 @@ class Forward {
 // Shares of one head's rows, so that few heads keep many threads busy; each packs the keys anew.
 inline int64_t shares_of(const AttentionShape& shape, const ThreadPool& pool) {
   const int64_t heads = shape.batch * shape.heads, blocks = (shape.tokens + kBlockRows - 1) / kBlockRows;
-  return heads >= pool.threads ? 1 : std::min(blocks, (2 * pool.threads + heads - 1) / heads);
+  return heads == 0 || heads >= pool.threads ? 1 : std::min(blocks, (2 * pool.threads + heads - 1) / heads);
 }
 
 template <class T>

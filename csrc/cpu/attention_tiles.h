@@ -43,14 +43,15 @@ inline float dot(const float* a, const float* b, int64_t wide) {
   return sum_lanes(sum);
 }
 
-// out[wide] = factor * row, or factor * row / |row|; returns 1 / |row| (1 where there is no normalisation).
+// out[wide] = factor * row, or factor * row / |row|; returns |row| (1 where there is no normalisation). Divides, as
+// multiplying by 1 / |row| would round twice, which logits of 100 turn into an error of 1e-5 in the weights.
 template <class T>
 inline float load_scaled(const T* row, int64_t dim, int64_t wide, bool normalise, float factor, float* out) {
   load_row(row, dim, out);
-  const float inverse = normalise ? 1.0f / std::fmax(std::sqrt(dot(out, out, wide)), kLeastNorm) : 1.0f;
-  const Floats times = splat(inverse * factor);
-  for (int64_t d = 0; d < wide; d += kLanes) store(out + d, load(out + d) * times);
-  return inverse;
+  const float norm = normalise ? std::fmax(std::sqrt(dot(out, out, wide)), kLeastNorm) : 1.0f;
+  for (int64_t d = 0; d < wide; d += kLanes)
+    store(out + d, (normalise ? load(out + d) / splat(norm) : load(out + d)) * splat(factor));
+  return norm;
 }
 
 // The way back through load_scaled: `grad` by its result becomes that by the row, and is stored. Returns the derivative
@@ -58,13 +59,13 @@ inline float load_scaled(const T* row, int64_t dim, int64_t wide, bool normalise
 template <class T>
 inline float backward_scaled(const T* row, int64_t dim, int64_t wide, bool normalise, float factor, float* grad,
                              float* unit, T* out) {
-  float along = 0.0f, inverse = 1.0f, removed = 0.0f;
+  float along = 0.0f, norm = 1.0f, removed = 0.0f;
   if (normalise) {
-    inverse = load_scaled(row, dim, wide, true, 1.0f, unit);
+    norm = load_scaled(row, dim, wide, true, 1.0f, unit);
     along = dot(unit, grad, wide);
-    if (inverse < 1.0f / kLeastNorm) removed = along;  // else the norm is a constant
+    if (norm > kLeastNorm) removed = along;  // else the norm is a constant
   }
-  const Floats times = splat(inverse * factor);
+  const Floats times = splat(factor / norm);
   for (int64_t d = 0; d < wide; d += kLanes) {
     const Floats g = load(grad + d);
     store(grad + d, (normalise ? fma(splat(-removed), load(unit + d), g) : g) * times);

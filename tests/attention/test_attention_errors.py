@@ -55,6 +55,12 @@ def test_a_cache_for_other_tokens(backend, cache):
         scale_attention_step(Q, Q, Q, cache, backend=backend)
 
 
+def test_a_cache_whose_channels_are_strided(backend):
+    cache = ScaleCache(*torch.zeros(2, 2, 9, 32, 3).mT)
+    with pytest.raises(ValueError, match="channels must be contiguous"):
+        scale_attention_step(Q, Q, Q, cache, backend=backend)
+
+
 def test_a_step_has_no_gradient(backend):
     with pytest.raises(ValueError, match="not differentiable"):
         scale_attention_step(Q.clone().requires_grad_(), Q, Q, ScaleCache.empty(2, 9, 3, 32), backend=backend)

@@ -90,13 +90,3 @@ def test_a_cache_that_is_a_view(backend):
     assert torch.equal(views.k, own.k)
     assert torch.equal(views.v, own.v)
     assert not layers[:, :, :, 0].any()
-
-
-def test_a_cache_whose_channels_are_strided(backend):
-    """Written in place all the same."""
-    case = attention_case(1, dtype=torch.float32, cosine=False)
-    batch, length, heads, dim = case.q.shape
-    cache = ScaleCache(*(torch.zeros(batch, length, dim, heads).mT for _ in "kv"))
-    scale_attention_step(case.q, case.k, case.v, cache, backend=backend)
-    assert torch.equal(cache.k, case.k)
-    assert torch.equal(cache.v, case.v)
