@@ -6,9 +6,13 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,15 @@ class ScaleSchedule:
             return seen
 
         return block_causal
+
+    def to_block_mask(self, length: int | None = None, device: torch.device | str | None = None) -> BlockMask:
+        """The same mask as FlexAttention's ``BlockMask``, for the first ``length`` tokens (all unless given)."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        length = self.total if length is None else length
+        if not 1 <= length <= self.total:
+            raise ValueError(f"length must be 1 to {self.total}, got {length}")
+        return create_block_mask(self.mask_mod, None, None, length, length, device=device or torch.get_default_device())
 
     @property
     def attention_pairs(self) -> int:

@@ -26,7 +26,8 @@ def scale_attention(
     """Attention in which each token sees its own scale and all earlier ones (arXiv 2408.09027, section 3.2).
 
     No ``length x length`` tensor is made outside the reference. Products accumulate in fp32, also for bf16 and fp16.
-    Differentiable by q, k, v and head_log_scale. A NaN or an Inf stays in the rows that see it.
+    Differentiable by q, k, v and head_log_scale. A NaN or an Inf in q or k stays in the rows that see it; so it does in
+    v on the native backend, while elsewhere 0 * NaN may spread it over the head.
 
     Args:
         q, k, v: ``[batch, length, heads, head_dim]``, fp32, bf16 or fp16 (fp64: reference), head_dim 32 to 128 on the
@@ -80,6 +81,8 @@ def scale_attention_step(
     if (q.shape[0], *q.shape[2:]) != (batch, heads, head_dim) or q.dtype != cache.k.dtype:
         wanted = f"{cache.k.dtype} [{batch}, n, {heads}, {head_dim}]"
         raise ValueError(f"q must be {wanted} as the cache, got {q.dtype} {list(q.shape)}")
+    if head_dim > 1 and (cache.k.stride(3), cache.v.stride(3)) != (1, 1):
+        raise ValueError("the cache's channels must be contiguous, since it is written in place")
     if cache.length + q.shape[1] > room:
         raise ValueError(f"{q.shape[1]} more tokens do not fit: the cache holds {cache.length} of {room}")
     scale = _softmax_scale(q, softmax_scale, head_log_scale)

@@ -74,6 +74,44 @@ inline float sum_lanes(Floats v) {
   return sum;
 }
 
+// Lane i of the result is lane index[i] of a, or lane index[i] - kLanes of b.
+inline Floats shuffle(Floats a, Floats b, Ints index) {
+#if defined(__clang__)
+  Floats out;
+  for (int i = 0; i < kLanes; i++) out[i] = index[i] < kLanes ? a[index[i]] : b[index[i] - kLanes];
+  return out;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// rows[i][j] becomes rows[j][i]: log2(kLanes) rounds, each of which shuffles two halves of the rows into each other.
+inline void transpose(Floats (&rows)[kLanes]) {
+  Ints low, high;
+  for (int i = 0; i < kLanes; i++) low[i] = i / 2 + (i % 2) * kLanes, high[i] = low[i] + kLanes / 2;
+  for (int width = 1; width < kLanes; width *= 2) {
+    Floats next[kLanes];
+    for (int i = 0; i < kLanes / 2; i++) {
+      next[2 * i] = shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+    for (int i = 0; i < kLanes; i++) rows[i] = next[i];
+  }
+}
+
+// e^x for x <= 0, within 2 units in the last place; 0 below -87.3, where the result leaves the normal numbers.
+inline Floats exp(Floats x) {
+  // Cephes' expf: x = n ln 2 + r, a polynomial of r, and n added to the exponent. 1.5 * 2^23 rounds to an integer.
+  const Floats magic = splat(12582912.0f), shifted = fma(x, splat(1.44269504f), magic), n = shifted - magic;
+  const Floats r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), x));
+  const float terms[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+  Floats y = splat(1.9875691500e-4f);
+  for (float term : terms) y = fma(y, r, splat(term));
+  y = fma(y, r * r, r) + splat(1.0f);
+  const Ints exponent = ((Ints)shifted + 127) << 23;
+  return x < splat(-87.3f) ? splat(0.0f) : y * (Floats)exponent;
+}
+
 // Bit i is set where a[i] >= b[i].
 inline uint32_t mask_ge(Floats a, Floats b) {
 #if defined(__AVX512F__)
@@ -110,8 +148,8 @@ class Buffer {
   ~Buffer() { std::free(data_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  operator T*() { return data_; }
-  T* get() { return data_; }
+  operator T*() const { return data_; }
+  T* get() const { return data_; }
 
  private:
   T* data_;
