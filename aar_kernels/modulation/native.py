@@ -1,0 +1,42 @@
+"""The compiled CPU backend (csrc). Rows of any mixture of fp32, bf16 and fp16 are widened as they are read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._library import library
+
+
+def unavailable() -> str | None:
+    return library.reason
+
+
+def unsupported(problem) -> str | None:
+    if problem.device != "cpu":
+        return f"compiled for the CPU, but tensors are on {problem.device}"
+    if problem.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"x must be fp32, bf16 or fp16, got {problem.dtype}"
+    return None
+
+
+def forward(x, y, gate, scale, shift, eps, dtype) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.aar_native.modulation_forward(
+        x.contiguous(), _contiguous(y), _rows(gate), _rows(scale), _rows(shift), eps, dtype
+    )
+
+
+def backward(grad_x, grad_modulated, x, y, gate, scale, statistics) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.aar_native.modulation_backward(
+        _contiguous(grad_x), grad_modulated.contiguous(), x.contiguous(), _contiguous(y), _rows(gate), _rows(scale),
+        statistics,
+    )  # fmt: skip
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _rows(tensor: Tensor | None) -> Tensor | None:
+    """``[B, C]`` with channels side by side; slices of one projection are so already."""
+    return tensor if tensor is None or tensor.stride(1) == 1 else tensor.contiguous()
