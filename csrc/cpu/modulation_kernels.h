@@ -67,29 +67,35 @@ inline void sum_row(int64_t n, float (&out)[kSums], const Term& term) {
   for (int i = 0; i < kSums; i++) out[i] = sum_lanes((sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]));
 }
 
-inline float sum(const float* x, int64_t n) {
-  float out[1];
-  sum_row(n, out, [&](int64_t c, Floats* sums) { sums[0] += load(x + c); });
-  return out[0];
-}
+struct Statistics {
+  float mean, rstd;
+};
 
-inline float sum_of_squares(const float* x, float mean, int64_t n) {
-  float out[1];
-  sum_row(n, out, [&](int64_t c, Floats* sums) {
+// In two passes, of which the second also corrects the mean by what its rounding left: differences from a mean are
+// small numbers, even where the mean is large. `x` has its end in `buffer`, if it has one.
+inline Statistics statistics(const float* x, RowBuffer& buffer, int64_t channels, float eps) {
+  const int64_t n = whole_steps(channels);
+  float total[1], differences[2];
+  sum_row(n, total, [&](int64_t c, Floats* sums) { sums[0] += load(x + c); });
+  const float mean = total[0] / float(channels);
+  buffer.fill_end(mean);
+  sum_row(n, differences, [&](int64_t c, Floats* sums) {
     const Floats d = load(x + c) - splat(mean);
-    sums[0] = fma(d, d, sums[0]);
+    sums[0] += d;
+    sums[1] = fma(d, d, sums[1]);
   });
-  return out[0];
+  const float correction = differences[0] / float(channels);
+  const float variance = differences[1] / float(channels) - correction * correction;
+  return {mean + correction, 1.0f / std::sqrt(variance + eps)};
 }
 
 inline void add_gated(const float* x, const float* gate, const float* y, int64_t n, float* out) {
   for (int64_t c = 0; c < n; c += kLanes) store(out + c, fma(load(gate + c), load(y + c), load(x + c)));
 }
 
-inline void modulate(const float* x, float mean, float rstd, const float* scale, const float* shift, int64_t n,
-                     float* out) {
+inline void modulate(const float* x, Statistics of, const float* scale, const float* shift, int64_t n, float* out) {
   for (int64_t c = 0; c < n; c += kLanes) {
-    const Floats normal = (load(x + c) - splat(mean)) * splat(rstd);
+    const Floats normal = (load(x + c) - splat(of.mean)) * splat(of.rstd);
     store(out + c, fma(normal, load(scale + c) + splat(1.0f), load(shift + c)));
   }
 }
@@ -114,12 +120,10 @@ inline void forward(const ModulationShape& shape, const ModulationForward& t, co
         x_row.write(t.x_new, i);
         x = x_row.read(t.x_new, i);  // as it was rounded
       }
-      const float mean = sum(x, n) / float(channels);
-      x_row.fill_end(mean);
-      const float rstd = 1.0f / std::sqrt(sum_of_squares(x, mean, n) / float(channels) + t.eps);
-      t.statistics[2 * i] = mean;
-      t.statistics[2 * i + 1] = rstd;
-      modulate(x, mean, rstd, scale, shift, n, modulated_row.target(t.modulated, i));
+      const Statistics of = statistics(x, x_row, channels, t.eps);
+      t.statistics[2 * i] = of.mean;
+      t.statistics[2 * i + 1] = of.rstd;
+      modulate(x, of, scale, shift, n, modulated_row.target(t.modulated, i));
       modulated_row.write(t.modulated, i);
     }
   });
@@ -128,12 +132,12 @@ inline void forward(const ModulationShape& shape, const ModulationForward& t, co
 // One row of the backward pass, in fp32. gate, y, grad_y and gate_sum are null where there is no gate.
 struct BackwardRow {
   const float *grad_x_new, *grad_modulated, *x, *y, *gate, *scale;
-  float mean, rstd;
+  Statistics of;
   float *grad_x, *grad_y, *scale_sum, *shift_sum, *gate_sum;
 };
 
 inline void backward_row(const BackwardRow& r, int64_t channels, int64_t n) {
-  const Floats mean = splat(r.mean), rstd = splat(r.rstd);
+  const Floats mean = splat(r.of.mean), rstd = splat(r.of.rstd);
   const auto normal = [&](int64_t c) { return (load(r.x + c) - mean) * rstd; };
   const auto grad_normal = [&](int64_t c) { return load(r.grad_modulated + c) * (load(r.scale + c) + splat(1.0f)); };
   float means[2];  // over the channels: of the gradient by the normalised row, and of that times the row
@@ -187,8 +191,7 @@ inline void backward(const ModulationShape& shape, const ModulationBackward& t, 
         if (t.grad_x_new.data) r.grad_x_new = grad_x_new.read(t.grad_x_new, i);
         r.grad_modulated = grad_modulated.read(t.grad_modulated, i);
         r.x = x.read(t.x, i);
-        r.mean = t.statistics[2 * i];
-        r.rstd = t.statistics[2 * i + 1];
+        r.of = {t.statistics[2 * i], t.statistics[2 * i + 1]};
         r.grad_x = grad_x.target(t.grad_x, i);
         if (t.y.data) {
           r.y = y.read(t.y, i);
