@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._library import library
+from .common import contiguous, rows
 
 
 def unavailable() -> str | None:
@@ -22,21 +23,12 @@ def unsupported(problem) -> str | None:
 
 def forward(x, y, gate, scale, shift, eps, dtype) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.aar_native.modulation_forward(
-        x.contiguous(), _contiguous(y), _rows(gate), _rows(scale), _rows(shift), eps, dtype
+        x.contiguous(), contiguous(y), rows(gate), rows(scale), rows(shift), eps, dtype
     )
 
 
 def backward(grad_x, grad_modulated, x, y, gate, scale, statistics) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.aar_native.modulation_backward(
-        _contiguous(grad_x), grad_modulated.contiguous(), x.contiguous(), _contiguous(y), _rows(gate), _rows(scale),
+        contiguous(grad_x), grad_modulated.contiguous(), x.contiguous(), contiguous(y), rows(gate), rows(scale),
         statistics,
     )  # fmt: skip
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _rows(tensor: Tensor | None) -> Tensor | None:
-    """``[B, C]`` with channels side by side; slices of one projection are so already."""
-    return tensor if tensor is None or tensor.stride(1) == 1 else tensor.contiguous()

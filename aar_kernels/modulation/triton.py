@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from . import triton_kernels as kernels
+from .common import contiguous, rows
 
 INTERPRETED = triton.knobs.runtime.interpret  # read once, as Triton does when it decorates the kernels
 MAX_CHANNELS = 16384  # of a row that one program holds
@@ -29,7 +30,7 @@ def unsupported(problem) -> str | None:
 
 
 def forward(x, y, gate, scale, shift, eps, dtype) -> tuple[Tensor, Tensor, Tensor]:
-    x, y, gate, scale, shift = x.contiguous(), _contiguous(y), _rows(gate), _rows(scale), _rows(shift)
+    x, y, gate, scale, shift = x.contiguous(), contiguous(y), rows(gate), rows(scale), rows(shift)
     batch, tokens, channels = x.shape
     x_new = None if y is None else torch.empty_like(x)
     modulated = torch.empty_like(x, dtype=dtype)
@@ -44,8 +45,8 @@ def forward(x, y, gate, scale, shift, eps, dtype) -> tuple[Tensor, Tensor, Tenso
 
 
 def backward(grad_x_new, grad_modulated, x, y, gate, scale, statistics) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x_new, grad_modulated, x, y = map(_contiguous, (grad_x_new, grad_modulated, x, y))
-    gate, scale = _rows(gate), _rows(scale)
+    grad_x_new, grad_modulated, x, y = map(contiguous, (grad_x_new, grad_modulated, x, y))
+    gate, scale = rows(gate), rows(scale)
     batch, tokens, channels = x.shape
     grad_x, grad_y = torch.empty_like(x), None if y is None else torch.empty_like(y)
     kinds, blocks = 2 if y is None else 3, triton.cdiv(tokens, kernels.BLOCK_ROWS)
@@ -61,15 +62,6 @@ def backward(grad_x_new, grad_modulated, x, y, gate, scale, statistics) -> tuple
                 partial, sums, blocks, C=channels, **kernels.REDUCE
             )
     return grad_x, x.new_empty(0) if grad_y is None else grad_y, sums
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _rows(tensor: Tensor | None) -> Tensor | None:
-    """``[B, C]`` with channels side by side; slices of one projection are so already."""
-    return tensor if tensor is None or tensor.stride(1) == 1 else tensor.contiguous()
 
 
 def _stride(tensor: Tensor | None) -> int:
