@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .measure import interleaved, machine, peak_gflops, peak_memory
+from .measure import interleaved, machine, peak_bandwidth, peak_gflops, peak_memory
 
 BENCHMARKS = ("quantization", "attention", "modulation", "sampling", "linear")
 
@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         module = importlib.import_module(f".{name}", __package__)
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            peak = peak_gflops()
-            print(f"\n{name}, {threads} thread(s), fp32 matrix product {peak:.0f} GFLOP/s\n{_header()}")
+            peak, bandwidth = peak_gflops(), peak_bandwidth()
+            peaks = f"fp32 matrix product {peak:.0f} GFLOP/s, copy {bandwidth:.1f} GB/s"
+            print(f"\n{name}, {threads} thread(s), {peaks}\n{_header()}")
             for case in module.cases(arguments):
                 difference = case.check()
                 if difference:
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
                 row = {
                     "benchmark": name, "threads": threads, "case": case.name, "shape": case.shape,
                     "flops": case.flops, "bytes": case.bytes, "peak_gflops": peak,
+                    "peak_bandwidth": bandwidth,
                     "times_ms": times, "extra_mib": memory,
                 }  # fmt: skip
                 rows.append(row)
@@ -69,7 +71,8 @@ def _lines(row: dict) -> str:
         spread = f"{time['p50']:.3f} ({time['p20']:.3f}, {time['p80']:.3f})"
         faster = "" if label == "ours" else f"{time['p50'] / ours:.1f}x"
         memory = row["extra_mib"][label]
-        used = row["flops"] / time["p50"] / 1e6 / row["peak_gflops"]
+        # of the peak that bounds the case: of arithmetic, or of memory
+        used = max(row["flops"] / row["peak_gflops"], row["bytes"] / row["peak_bandwidth"]) / time["p50"] / 1e6
         extra = "" if memory is None else f"{memory:.1f}"
         lines.append(
             f"{row['case']:24} {row['shape']:22} {label:24} {spread:28} {faster:>8} {extra:>7} {used:>8.0%}"

@@ -79,6 +79,14 @@ def peak_gflops(seconds: float = 1.0) -> float:
     return 2 * 1024**3 / best / 1e6
 
 
+def peak_bandwidth(seconds: float = 1.0) -> float:
+    """GB/s, read and written, of a copy that no cache holds, with the present number of threads."""
+    source = torch.randn(1 << 24)
+    target = torch.empty_like(source)
+    best = interleaved({"copy": lambda: target.copy_(source)}, seconds)["copy"]["p20"]
+    return 2 * source.nbytes / best / 1e6
+
+
 def machine() -> dict[str, str]:
     """What the numbers were measured on."""
     model = platform.processor()
