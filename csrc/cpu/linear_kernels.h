@@ -14,7 +14,8 @@
 namespace aar {
 namespace AAR_ISA {
 
-constexpr int64_t kDepth = 256;        // of a block: summed up in registers, then added to the sums of the others
+constexpr int64_t kDepth = 256;        // of a block
+constexpr int64_t kChain = 64;         // steps of K that are summed up in registers, before rounding errors add up
 constexpr int64_t kGroupPanels = 8;    // that share a block of rows in the L2 cache
 constexpr int64_t kChunkRows = 192;    // that share a group of panels
 constexpr int64_t kFetchAhead = 1024;  // bytes ahead in each panel where each block is read once
@@ -82,31 +83,35 @@ __attribute__((noinline)) void linear_tile(const float* x, const Block<Weight>& 
   AAR_UNROLL for (int p = 0; p < panels; p++) w[p] = block.weight + std::min<int64_t>(p, block.last) * block.panel;
   const int64_t depth = block.depth, step = block.ahead_step;
   int64_t ahead = block.ahead;
-  Floats sum[ROWS][VECTORS];
-  AAR_UNROLL for (int r = 0; r < ROWS; r++)
-    AAR_UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = splat(0.0f);
-  for (int64_t k = 0; k < depth; k++, ahead += step) {
-    AAR_UNROLL for (int p = 0; p < panels; p++) __builtin_prefetch(reinterpret_cast<const char*>(w[p]) + ahead);
-    if constexpr (ROWS < VECTORS) {
-      Floats a[ROWS];
-      AAR_UNROLL for (int r = 0; r < ROWS; r++) a[r] = splat(x[r * kDepth + k]);
-      AAR_UNROLL for (int v = 0; v < VECTORS; v++) {
-        const Floats b = widen(w[v / vectors] + k * kPanel + v % vectors * kLanes);
-        AAR_UNROLL for (int r = 0; r < ROWS; r++) sum[r][v] = fma(a[r], b, sum[r][v]);
-      }
-    } else {
-      Floats b[VECTORS];
-      AAR_UNROLL for (int v = 0; v < VECTORS; v++)
-        b[v] = widen(w[v / vectors] + k * kPanel + v % vectors * kLanes);
-      AAR_UNROLL for (int r = 0; r < ROWS; r++) {
-        const Floats a = splat(x[r * kDepth + k]);
-        AAR_UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = fma(a, b[v], sum[r][v]);
+  for (int64_t begin = 0; begin < depth; begin += kChain, first = false) {
+    Floats sum[ROWS][VECTORS];
+    AAR_UNROLL for (int r = 0; r < ROWS; r++)
+      AAR_UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = splat(0.0f);
+    const int64_t end = std::min(begin + kChain, depth);
+    // So few rounds that the end of the loop is predicted.
+    _Pragma("GCC unroll 4") for (int64_t k = begin; k < end; k++, ahead += step) {
+      AAR_UNROLL for (int p = 0; p < panels; p++) __builtin_prefetch(reinterpret_cast<const char*>(w[p]) + ahead);
+      if constexpr (ROWS < VECTORS) {
+        Floats a[ROWS];
+        AAR_UNROLL for (int r = 0; r < ROWS; r++) a[r] = splat(x[r * kDepth + k]);
+        AAR_UNROLL for (int v = 0; v < VECTORS; v++) {
+          const Floats b = widen(w[v / vectors] + k * kPanel + v % vectors * kLanes);
+          AAR_UNROLL for (int r = 0; r < ROWS; r++) sum[r][v] = fma(a[r], b, sum[r][v]);
+        }
+      } else {
+        Floats b[VECTORS];
+        AAR_UNROLL for (int v = 0; v < VECTORS; v++)
+          b[v] = widen(w[v / vectors] + k * kPanel + v % vectors * kLanes);
+        AAR_UNROLL for (int r = 0; r < ROWS; r++) {
+          const Floats a = splat(x[r * kDepth + k]);
+          AAR_UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = fma(a, b[v], sum[r][v]);
+        }
       }
     }
-  }
-  AAR_UNROLL for (int v = 0; v < VECTORS; v++) {
-    float* out = sums + v / vectors * sums_panel + v % vectors * kLanes;
-    AAR_UNROLL for (int r = 0; r < ROWS; r++, out += kPanel) store(out, first ? sum[r][v] : load(out) + sum[r][v]);
+    AAR_UNROLL for (int v = 0; v < VECTORS; v++) {
+      float* out = sums + v / vectors * sums_panel + v % vectors * kLanes;
+      AAR_UNROLL for (int r = 0; r < ROWS; r++, out += kPanel) store(out, first ? sum[r][v] : load(out) + sum[r][v]);
+    }
   }
 }
 
