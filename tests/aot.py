@@ -37,7 +37,7 @@ def compile_kernel(
     ``pointers`` gives the types of the pointers that are passed, aligned as PyTorch's are; an argument that
     is neither there nor in ``constants`` is an int32 if its values are not specialised, else None.
     ``constants`` also holds the launch options ``num_warps`` and ``num_stages``."""
-    options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
+    options = {name: constants[name] for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in constants}
     numbers = {kernel.arg_names[i] if isinstance(i, int) else i for i in kernel.do_not_specialize}
     types, values, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
