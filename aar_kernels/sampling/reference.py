@@ -1,6 +1,7 @@
 """The definition of sampling, in plain PyTorch: what `sample` draws, from the fp32 steps that `common` fixes.
 
-The draw takes, in the order of the vocabulary, the first code whose running sum of weights exceeds ``floor(u * total)``.
+The draw takes the first code, in the order of the vocabulary, whose running sum of weights exceeds
+``floor(u * total)``.
 """
 
 from __future__ import annotations

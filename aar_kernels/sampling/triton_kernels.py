@@ -99,7 +99,7 @@ def sample_kernel(
     codes, logits, uncond, seeds, position, tokens, vocabulary, conditional, unconditional, scale, top_k,
     top_p: tl.float64, GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``codes[B, tokens]`` of ``logits[B, tokens, vocabulary]``; -1 where a token cannot be sampled. Program (token)."""
+    """``codes[B, tokens]`` of ``logits[B, tokens, vocabulary]``, -1 where a token cannot be sampled. Program (row)."""
     row = tl.program_id(0).to(tl.int64)
     v = tl.arange(0, BLOCK)
     at = row * vocabulary + v

@@ -1,0 +1,71 @@
+"""Every backend draws the reference's codes, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from sampling_cases import draw_call, hard_rows
+
+from aar_kernels.sampling import sample
+from aar_kernels.sampling.reference import kept_weights
+
+SETTINGS = [
+    {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    for temperature, top_k, top_p in itertools.product((0.0, 1e-300, 0.3, 1.0, 1e300), (0, 1, 5, 39), (1e-9, 0.5, 1.0))
+]
+
+
+def assert_equal_codes(backend: str, **call) -> None:
+    codes = sample(**call, backend=backend)
+    expected = sample(**call, backend="reference")
+    assert codes.dtype == torch.int64
+    assert torch.equal(codes, expected), call
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_calls(fast, seed):
+    assert_equal_codes(fast, **draw_call(seed))
+
+
+def test_hard_rows(fast):
+    for settings in SETTINGS:
+        assert_equal_codes(fast, logits=hard_rows(), seeds=torch.tensor([3]), **settings)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 65536])
+def test_smallest_and_largest_vocabulary(fast, vocabulary):
+    for seed in range(3):
+        assert_equal_codes(fast, **draw_call(seed, vocabulary, rows=6))
+
+
+def test_every_size_around_a_vector(fast):
+    for vocabulary in range(1, 140):
+        assert_equal_codes(fast, **draw_call(vocabulary, vocabulary, rows=3))
+
+
+def nucleus_of_two(backend: str) -> None:
+    """p is a double: as fp32 it would be the other side of the first code's probability."""
+    logits = torch.tensor([0.0, -0.7]).expand(1, 64, 2)
+    weights = kept_weights(logits[0, 0], scale=1.4426950216293335, top_k=0, top_p=1.0)
+    for more, both in ((-0.5, False), (0.5, True)):
+        p = (weights[0].item() + more) / weights.sum().item()
+        codes = sample(logits, top_p=p, seeds=torch.tensor([1]), backend=backend)
+        assert codes.any().item() == both
+
+
+def test_top_p_is_a_double(backend):
+    nucleus_of_two(backend)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(fast):
+    call = draw_call(5, vocabulary=257, rows=60) | {"temperature": 1.0}
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(sample(**call, backend=fast))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(codes, results[0]) for codes in results)
