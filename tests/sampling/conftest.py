@@ -1,6 +1,8 @@
 import pytest
 from helpers import FAST, require
 
+import aar_kernels.sampling  # noqa: F401 (declares the operator to dispatch)
+
 
 @pytest.fixture(autouse=True)
 def _fill_empty(nan_filled_empty):

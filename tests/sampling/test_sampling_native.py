@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_instruction_set(level):
     """All draw the reference's codes, with memory from malloc full of large numbers."""
     if level not in detected():
         pytest.skip(f"this processor has no {level}")
-    run_equality(level, 60, MALLOC_PERTURB_="128")
+    run_equality(level, 40, MALLOC_PERTURB_="128")
 
 
 def test_sanitizers_and_wider_vectors(tmp_path, monkeypatch):
@@ -58,11 +59,17 @@ def test_sanitizers_and_wider_vectors(tmp_path, monkeypatch):
         if not path.is_absolute():
             pytest.skip(f"{compiler} has no {name}")
         runtime.append(str(path.resolve()))
+    # This operator's sources alone: sanitized code is slow to compile.
+    ours = ("isa.cpp", "torch_library.cpp", *(path.name for path in build.SOURCES.rglob("*sampling*.cpp")))
+    others = {path.name for path in build.SOURCES.rglob("*.cpp")}.difference(ours)
+    shutil.copytree(build.SOURCES, tmp_path / "csrc", ignore=lambda *_: others)
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
+    monkeypatch.setattr(build, "TARGETS", {"_native_torch": build.TARGETS["_native_torch"]})
     monkeypatch.setenv("CXX", f"{compiler} -DAAR_LANES=16")
     record = build.build(tmp_path / "library", tmp_path / "objects", sanitize="address,undefined")
     assert "_native_torch" in record["built"], record["left_out"]
     for level in detected():
         run_equality(
-            level, 25, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=os.pathsep.join(runtime),
+            level, 20, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=os.pathsep.join(runtime),
             ASAN_OPTIONS="detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000",
         )  # fmt: skip
