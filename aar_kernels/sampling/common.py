@@ -15,6 +15,7 @@ Integers add up exactly in any order, so that neither threads nor the order of a
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ class Factors(NamedTuple):
     scale: float  # of the exponent; 0 stands for temperature 0: take the most probable code
 
 
+@functools.lru_cache(maxsize=64)
 def factors(guidance: float, temperature: float) -> Factors:
     scale = 0.0
     if temperature > 0:

@@ -36,7 +36,7 @@ def sample(logits, uncond, seeds, position, guidance, temperature, top_k, top_p)
     with torch.cuda.device_of(logits):
         kernels.sample_kernel[(codes.numel(),)](
             codes, logits.contiguous(), uncond, seeds.contiguous(), position, tokens, vocabulary, *settings,
-            min(top_k, vocabulary), top_p, GREEDY=settings.scale == 0, TOP_K=0 < top_k < vocabulary, TOP_P=top_p < 1,
+            top_k, top_p, GREEDY=settings.scale == 0, TOP_K=0 < top_k < vocabulary, TOP_P=top_p < 1,
             **kernels.options(vocabulary),
         )  # fmt: skip
     torch._assert_async((codes >= 0).all(), MESSAGE)

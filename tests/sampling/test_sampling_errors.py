@@ -27,6 +27,7 @@ GOOD = {"logits": torch.zeros(2, 3, 5), "uncond": torch.zeros(2, 3, 5), "seeds":
         {"top_p": 1.1},
         {"top_p": NAN},
         {"position": -1},
+        {"position": 1 << 62},
         {"logits": torch.zeros(3, 5)},
         {"logits": torch.zeros(2, 3, 0), "uncond": torch.zeros(2, 3, 0)},
         {"logits": torch.zeros(2, 1, 65537), "uncond": None},

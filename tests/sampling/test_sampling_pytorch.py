@@ -32,11 +32,13 @@ def test_compiled(backend, compiler):
 
 
 def test_one_graph_serves_every_position(backend):
+    """As a sampling loop has them: more tokens, and others, at every scale."""
     torch.compiler.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     run = torch.compile(lambda **call: sample(**call, backend=backend), fullgraph=True, backend=counter)
     for position in range(2, 20):
-        arguments = call() | {"position": position}
+        more = {name: call()[name].repeat(1, position, 1) for name in ("logits", "uncond")}
+        arguments = call() | more | {"position": 8 * position}
         assert torch.equal(run(**arguments), sample(**arguments, backend=backend))
     assert counter.frame_count <= 2
 
