@@ -18,4 +18,5 @@ assert report.endswith(f"active={sys.argv[1]}"), report
 for seed in range(1000, 1000 + int(sys.argv[2])):
     equality.test_random_calls("native", seed)
 equality.test_hard_rows("native")
+equality.test_weights_to_the_last_bit("native")
 print("equal")

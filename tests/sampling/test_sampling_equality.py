@@ -9,7 +9,8 @@ import torch
 from sampling_cases import draw_call, hard_rows
 
 from aar_kernels.sampling import sample
-from aar_kernels.sampling.reference import kept_weights
+from aar_kernels.sampling.common import factors
+from aar_kernels.sampling.reference import guided, kept_weights
 
 SETTINGS = [
     {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -45,18 +46,24 @@ def test_every_size_around_a_vector(fast):
         assert_equal_codes(fast, **draw_call(vocabulary, vocabulary, rows=3))
 
 
-def nucleus_of_two(backend: str) -> None:
-    """p is a double: as fp32 it would be the other side of the first code's probability."""
-    logits = torch.tensor([0.0, -0.7]).expand(1, 16, 2)
-    weights = kept_weights(logits[0, 0], scale=1.4426950216293335, top_k=0, top_p=1.0)
-    for more, both in ((-0.5, False), (0.5, True)):
-        p = (weights[0].item() + more) / weights.sum().item()
-        codes = sample(logits, top_p=p, seeds=torch.tensor([1]), backend=backend)
-        assert codes.any().item() == both
+def assert_equal_weights(backend: str, gaps: list[float], draws: int) -> None:
+    """Every weight is the reference's to the last bit, and p is a double. Codes alone would seldom show that: so take
+    two codes, and p half a unit of weight below or above the first one's share, which keeps the second one or not."""
+    conditional, unconditional, scale = factors(1.5, 0.9)
+    for gap in gaps:
+        logits = torch.tensor([0.3, 0.3 - gap])
+        uncond = logits * 0.37 + 0.1
+        first, second = kept_weights(guided(logits, uncond, conditional, unconditional), scale, 0, 1.0).tolist()
+        assert 0 < second < first == 1 << 30
+        pair = {name: row.expand(1, draws, 2) for name, row in (("logits", logits), ("uncond", uncond))}
+        settings = {"guidance": 1.5, "temperature": 0.9, "seeds": torch.tensor([1]), "backend": backend}
+        for more, both in ((-0.5, False), (0.5, True)):
+            codes = sample(**pair, top_p=(first + more) / (first + second), **settings)
+            assert codes.any().item() == both, (gap, more)
 
 
-def test_top_p_is_a_double(backend):
-    nucleus_of_two(backend)
+def test_weights_to_the_last_bit(backend):
+    assert_equal_weights(backend, [0.003 + i / 40 for i in range(80)], draws=2000)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(fast):

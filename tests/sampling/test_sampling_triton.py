@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("triton")
 
 from sampling_cases import draw_call, hard_rows
-from test_sampling_equality import assert_equal_codes, nucleus_of_two
+from test_sampling_equality import assert_equal_codes, assert_equal_weights
 from test_sampling_errors import GOOD, INF, NAN
 
 from aar_kernels.sampling import sample
@@ -42,8 +42,8 @@ def test_dtypes(dtype: torch.dtype):
     assert_equal_codes("triton", **call | {"logits": call["logits"].to(dtype), "uncond": call["uncond"].to(dtype)})
 
 
-def test_top_p_is_a_double():
-    nucleus_of_two("triton")
+def test_weights_to_the_last_bit():
+    assert_equal_weights("triton", [0.05, 0.11, 0.23, 0.31, 0.42], draws=6)
 
 
 @pytest.mark.parametrize(("value", "temperature"), [(NAN, 1.0), (INF, 0.0)])
