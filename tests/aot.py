@@ -17,6 +17,8 @@ from triton.compiler import ASTSource
 # Shared memory that one program may use, in bytes, by compute capability.
 SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -36,8 +38,8 @@ def compile_kernel(
 
     ``pointers`` gives the types of the pointers that are passed, aligned as PyTorch's are; an argument that
     is neither there nor in ``constants`` is an int32 if its values are not specialised, else None.
-    ``constants`` also holds the launch options ``num_warps`` and ``num_stages``."""
-    options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
+    ``constants`` also holds the launch options of `OPTIONS`."""
+    options = {name: constants[name] for name in OPTIONS if name in constants}
     numbers = {kernel.arg_names[i] if isinstance(i, int) else i for i in kernel.do_not_specialize}
     types, values, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):

@@ -12,6 +12,7 @@ from . import ops
 from .common import MAX_VOCABULARY
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_POSITION = 1 << 62  # so that the index of a token is an int64
 
 
 def sample(
@@ -21,7 +22,8 @@ def sample(
     """One code per token: guidance, temperature, top-k, top-p and the draw, in this order. Not differentiable.
 
     A backend is a matter of speed alone: from the same seed all draw the same codes, bit for bit. Nor does an item's
-    draw depend on the batch it is in, on threads, or on how its tokens are split over calls.
+    draw depend on the batch it is in, on threads, or on how its tokens are split over calls. Under torch.compile one
+    graph serves all positions and sizes, but PyTorch makes one for each guidance, temperature and top_p.
 
     Args:
         logits: ``[B, n, V]`` in fp32, bf16 or fp16 (the last two are converted exactly to fp32, in which everything is
@@ -40,8 +42,8 @@ def sample(
         ``[B, n]`` int64.
 
     Probabilities are integers of 30 bits below the most probable code's (`common`): a code less probable than 2^-30
-    times that one is never drawn, and the distribution is within ``V * 2^-30 + 4e-6`` of the exact one (total
-    variation). "Equal" in top-p means equal as such integers.
+    times that one is never drawn, and the distribution over the kept codes is within ``V * 2^-30 + 4e-6`` (total
+    variation) of the exact one of the guided logits in fp32. "Equal" in top-p means equal as such integers.
 
     Raises, on every backend alike:
         ValueError: shapes, dtypes, devices or settings that do not fit.
@@ -61,10 +63,11 @@ def sample(
         raise ValueError(f"guidance must be 0 or more, and 0 without uncond; got {guidance}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
-    if top_k < 0 or position < 0:
-        raise ValueError(f"top_k and position must be 0 or more, got {top_k} and {position}")
+    if top_k < 0 or not 0 <= position < MAX_POSITION:
+        raise ValueError(f"top_k must be 0 or more and position 0 to 2^62, got {top_k} and {position}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
     logits, uncond = logits.detach(), None if uncond is None or guidance == 0 else uncond.detach()
     name = dispatch.select("sampling_sample", logits, uncond, seeds, backend=backend, dim=logits.shape[2])
+    top_k = min(top_k, logits.shape[2])
     return ops.sample(logits, uncond, seeds, position, guidance, temperature, top_k, top_p, name)

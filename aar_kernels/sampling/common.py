@@ -1,10 +1,10 @@
 """The numbers that make every backend draw the same codes from a seed: csrc and the Triton kernel mirror them.
 
-A token's probability is an integer weight, ``floor(2^30 * 2^t)`` with ``t = (x - largest x) * scale`` and
+A code's probability is an integer weight, ``floor(2^30 * 2^t)`` with ``t = (x - largest x) * scale`` and
 ``scale = log2(e) / temperature``. Every step is one fp32 operation of a fixed order, rounded to nearest, never
 contracted to a fused multiply-add:
 
-    t = max(t, LOWEST)                             a token that far below the most probable one weighs 0
+    t = max(t, LOWEST)                             a code that far below the most probable one weighs 0
     i = (t + ROUND) - ROUND, f = t - i             the nearest integer, and -1/2 <= f <= 1/2 (exact)
     2^f = 1 + f * (C[0] + f * (C[1] + ...))        within 1.9e-7 of it, in 5 products and 5 sums
     weight = int(2^f with 30 + i added to its exponent)
@@ -15,10 +15,11 @@ Integers add up exactly in any order, so that neither threads nor the order of a
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from typing import NamedTuple
 
-BITS = 30  # the most probable token weighs 2^BITS; 2^16 tokens then sum to less than the 2^53 that a double holds
+BITS = 30  # the most probable code weighs 2^BITS; 2^16 of them sum to less than the 2^53 that a double holds
 MAX_VOCABULARY = 1 << 16
 LOWEST = -32.0
 ROUND = 12582912.0  # 1.5 * 2^23: adding it to a small number, in fp32, rounds that to an integer
@@ -33,9 +34,10 @@ class Factors(NamedTuple):
 
     conditional: float  # guided = conditional * logits - unconditional * uncond
     unconditional: float
-    scale: float  # of the exponent; 0 stands for temperature 0: take the most probable token
+    scale: float  # of the exponent; 0 stands for temperature 0: take the most probable code
 
 
+@functools.lru_cache(maxsize=64)
 def factors(guidance: float, temperature: float) -> Factors:
     scale = 0.0
     if temperature > 0:

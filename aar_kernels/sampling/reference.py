@@ -1,6 +1,7 @@
 """The definition of sampling, in plain PyTorch: what `sample` draws, from the fp32 steps that `common` fixes.
 
-Tokens are drawn in vocabulary order: the first code whose running sum of weights exceeds ``floor(u * total)``.
+The draw takes the first code, in the order of the vocabulary, whose running sum of weights exceeds
+``floor(u * total)``.
 """
 
 from __future__ import annotations
@@ -25,16 +26,28 @@ def sample(
 ) -> Tensor:  # fmt: skip
     """Codes ``[B, n]`` of ``logits[B, n, V]`` (and ``uncond``), for tokens ``position`` and on of ``seeds[B]``."""
     conditional, unconditional, scale = factors(guidance, temperature)
-    x = logits.float()
-    if uncond is not None:
-        # A token that is masked by -inf stays so, whatever its unconditional half is.
-        x = torch.where(x == -torch.inf, x, x * conditional - uncond.float() * unconditional)
-    largest = x.amax(-1, keepdim=True)
-    torch._assert_async(largest.isfinite().all(), MESSAGE)
+    x = guided(logits, uncond, conditional, unconditional)
+    torch._assert_async(x.amax(-1).isfinite().all(), MESSAGE)
     if scale == 0:
         return x.argmax(-1)
+    running = kept_weights(x, scale, top_k, top_p).cumsum(-1)
+    token = position + torch.arange(x.shape[1], device=x.device)
+    u = uniform(seeds[:, None], token)[..., None]
+    target = (u * running[..., -1:].double()).floor()
+    return (running <= target).sum(-1)
 
-    weights = _weights((x - largest) * scale)
+
+def guided(logits: Tensor, uncond: Tensor | None, conditional: float, unconditional: float) -> Tensor:
+    x = logits.float()
+    if uncond is None:
+        return x
+    # A code that is masked by -inf stays so, whatever its unconditional half is.
+    return torch.where(x == -torch.inf, x, x * conditional - uncond.float() * unconditional)
+
+
+def kept_weights(x: Tensor, scale: float, top_k: int, top_p: float) -> Tensor:
+    """Of guided logits ``x[..., V]``: the integer weight of each code that the filters keep, 0 for the others."""
+    weights = _weights((x - x.amax(-1, keepdim=True)) * scale)
     if 0 < top_k < x.shape[-1]:
         kth = x.topk(top_k).values[..., -1:]
         weights = weights.where(x >= kth, 0)
@@ -44,12 +57,7 @@ def sample(
         needed = (running[..., -1:].double() * top_p).ceil()
         last = (running < needed).sum(-1, keepdim=True)
         weights = weights.where(weights >= ordered.gather(-1, last), 0)
-
-    running = weights.cumsum(-1)
-    token = position + torch.arange(x.shape[1], device=x.device)
-    u = uniform(seeds[:, None], token)[..., None]
-    target = (u * running[..., -1:].double()).floor()
-    return (running <= target).sum(-1)
+    return weights
 
 
 def _weights(t: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+"""Triton backend: one program per token (the kernel: `triton_kernels`)."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from . import triton_kernels as kernels
+from .common import MESSAGE, factors
+
+INTERPRETED = triton.knobs.runtime.interpret  # read once, as Triton does when it decorates the kernels
+
+
+def unavailable() -> str | None:
+    if not INTERPRETED and (torch.version.cuda is None or not torch.cuda.is_available()):
+        return "no CUDA device; set TRITON_INTERPRET=1 to interpret on CPU"
+    return None
+
+
+def unsupported(problem) -> str | None:
+    if problem.device != "cuda" and not INTERPRETED:
+        return "runs on CUDA; set TRITON_INTERPRET=1 to interpret on CPU"
+    if problem.dim > kernels.MAX_VOCABULARY:
+        return f"at most {kernels.MAX_VOCABULARY} codes, got {problem.dim}"
+    return None
+
+
+def sample(logits, uncond, seeds, position, guidance, temperature, top_k, top_p) -> Tensor:
+    batch, tokens, vocabulary = logits.shape
+    codes = logits.new_empty(batch, tokens, dtype=torch.int64)
+    if codes.numel() == 0:
+        return codes
+    uncond = None if uncond is None else uncond.contiguous()
+    settings = factors(guidance, temperature)
+    with torch.cuda.device_of(logits):
+        kernels.sample_kernel[(codes.numel(),)](
+            codes, logits.contiguous(), uncond, seeds.contiguous(), position, tokens, vocabulary, *settings,
+            top_k, top_p, GREEDY=settings.scale == 0, TOP_K=0 < top_k < vocabulary, TOP_P=top_p < 1,
+            **kernels.options(vocabulary),
+        )  # fmt: skip
+    torch._assert_async((codes >= 0).all(), MESSAGE)
+    return codes
