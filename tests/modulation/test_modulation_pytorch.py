@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_as_accurate
 from modulation_cases import DTYPES, forward, make_case, training_step
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from aar_kernels import BackendError, modulation
 
@@ -105,7 +106,7 @@ def test_compiled_training_step(backend, compiler, autocast):
 def test_compiled_for_any_batch_and_length(fast):
     """One graph serves all sizes: the second compilation is dynamic, and there is no third."""
     torch.compiler.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     run = torch.compile(modulation.gated_residual_modulate, fullgraph=True, backend=counter)
     for batch, length in ((2, 6), (3, 9), (5, 11), (7, 13)):
         case = make_case(0, batch=batch, length=length)
