@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import require
 from modulation_cases import forward, make_case
+from native_levels import LEVELS, check_level, check_sanitized, check_wide_vectors
 
-from aar_kernels import build
-
-HERE = Path(__file__).parent
+SCRIPT = Path(__file__).parent / "modulation_equality.py"
 
 
 @pytest.fixture(autouse=True)
@@ -22,60 +18,17 @@ def native():
     return require("modulation_forward", "native")
 
 
-def isa_report() -> dict[str, str]:
-    return dict(part.split("=") for part in torch.ops.aar_native.isa_report().split(";"))
-
-
-def run_equality(level: str, cases: int, **environment: str) -> None:
-    paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "AAR_KERNELS_ISA": level} | environment
-    command = [sys.executable, str(HERE / "modulation_equality.py"), level, str(cases)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.endswith("equal\n")
-
-
-@pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_instruction_set(level):
-    """With memory from malloc full of large numbers, so that scratch which is read unwritten changes the result."""
-    report = isa_report()
-    if level not in report["detected"].split(","):
-        pytest.skip(f"{level}: this processor has {report['detected']}, this build {report['built']}")
-    run_equality(level, 14, MALLOC_PERTURB_="128")
+    check_level(SCRIPT, level, cases=14)
 
 
-@pytest.fixture(scope="module")
-def sanitizer_runtime() -> str:
-    """What must be loaded before Python: the runtime, and libstdc++, whose exceptions it intercepts."""
-    compiler = os.environ.get("CXX", "c++").split()
-    paths = []
-    for name in ("libasan.so", "libstdc++.so"):
-        try:
-            done = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True)
-        except OSError as error:
-            pytest.skip(f"no compiler: {error}")
-        path = Path(done.stdout.strip())
-        if not path.is_absolute():
-            pytest.skip(f"{' '.join(compiler)} has no {name}")
-        paths.append(str(path.resolve()))
-    return os.pathsep.join(paths)
+def test_sanitizers():
+    check_sanitized(SCRIPT, cases=6)
 
 
-@pytest.mark.parametrize("lanes", [None, 16], ids=["this machine's vectors", "16 lanes"])
-def test_sanitizers(sanitizer_runtime, tmp_path, monkeypatch, lanes):
-    """AddressSanitizer and UndefinedBehaviorSanitizer find nothing, with all of malloc's memory NaN: at any level that
-    runs here, and in portable code with vectors as wide as AVX-512's."""
-    levels = isa_report()["detected"].split(",")
-    if lanes:
-        monkeypatch.setenv("CXX", os.environ.get("CXX", "c++") + f" -DAAR_LANES={lanes}")
-        levels = ["portable"]
-    record = build.build(tmp_path / "library", tmp_path / "objects", sanitize="address,undefined")
-    assert "_native_torch" in record["built"], record["left_out"]
-    for level in levels:
-        run_equality(
-            level, 6, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=sanitizer_runtime,
-            ASAN_OPTIONS="detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000",
-        )  # fmt: skip
+def test_vectors_wider_than_this_machine():
+    check_wide_vectors(SCRIPT, cases=6)
 
 
 def test_outputs_start_as_nan():

@@ -3,7 +3,6 @@ show."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +11,11 @@ import pytest
 import torch
 from cases import as_dtype, make_case
 from helpers import require
+from native_levels import LEVELS, check_level, check_sanitized, check_wide_vectors, detected
 
-from aar_kernels import build, quantization
+from aar_kernels import quantization
 
-HERE = Path(__file__).parent
-LEVELS = ("portable", "avx2", "avx512")
+SCRIPT = Path(__file__).parent / "equality.py"
 
 
 @pytest.fixture(autouse=True)
@@ -24,33 +23,15 @@ def native():
     return require("msrq_encode", "native")
 
 
-def isa_report() -> dict[str, str]:
-    return dict(part.split("=") for part in torch.ops.aar_native.isa_report().split(";"))
-
-
-def run_equality(level: str, cases: int, **environment: str) -> None:
-    paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "AAR_KERNELS_ISA": level} | environment
-    command = [sys.executable, str(HERE / "equality.py"), level, str(cases)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.endswith("equal\n")
-
-
 @pytest.mark.parametrize("level", LEVELS)
 def test_instruction_set(level):
-    """With memory from malloc full of large numbers, so that scratch which is read unwritten changes the
-    result."""
-    report = isa_report()
-    if level not in report["detected"].split(","):
-        pytest.skip(f"{level}: this processor has {report['detected']}, this build {report['built']}")
-    run_equality(level, 14, MALLOC_PERTURB_="128")
+    check_level(SCRIPT, level, cases=14)
 
 
 def test_an_instruction_set_that_is_not_there_is_not_run():
     """Asking for one that this processor lacks, or that does not exist, must not end in an illegal
     instruction."""
-    missing = sorted(set(LEVELS) - set(isa_report()["detected"].split(",")))
+    missing = sorted(set(LEVELS) - set(detected()))
     for level in [*missing, "sse9"]:
         script = (
             "import torch; from aar_kernels import dispatch, quantization; dispatch.operators(); "
@@ -66,45 +47,12 @@ def test_an_instruction_set_that_is_not_there_is_not_run():
         assert not done.stdout.strip().endswith(f"active={level}")
 
 
-@pytest.fixture(scope="module")
-def sanitizer_runtime() -> str:
-    """What must be loaded before Python: the runtime, and libstdc++, whose exceptions it intercepts."""
-    compiler = os.environ.get("CXX", "c++").split()
-    paths = []
-    for name in ("libasan.so", "libstdc++.so"):
-        try:
-            done = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True)
-        except OSError as error:
-            pytest.skip(f"no compiler: {error}")
-        path = Path(done.stdout.strip())
-        if not path.is_absolute():
-            pytest.skip(f"{' '.join(compiler)} has no {name}")
-        paths.append(str(path.resolve()))
-    return os.pathsep.join(paths)
+def test_sanitizers():
+    check_sanitized(SCRIPT, cases=4)
 
 
-def test_sanitizers(sanitizer_runtime, tmp_path):
-    """AddressSanitizer and UndefinedBehaviorSanitizer find nothing, at any level, with all of malloc's memory
-    NaN."""
-    record = build.build(tmp_path / "library", tmp_path / "objects", sanitize="address,undefined")
-    assert "_native_torch" in record["built"], record["left_out"]
-    for level in isa_report()["detected"].split(","):
-        run_equality(
-            level, 4, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=sanitizer_runtime,
-            ASAN_OPTIONS="detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000",
-        )  # fmt: skip
-
-
-def test_vectors_wider_than_this_machine(sanitizer_runtime, tmp_path, monkeypatch):
-    """The tiling of AVX-512 (16 lanes, 32 registers) in portable code, under the sanitizers: what differs from the
-    real level is then four instructions."""
-    monkeypatch.setenv("CXX", os.environ.get("CXX", "c++") + " -DAAR_LANES=16")
-    record = build.build(tmp_path / "library", tmp_path / "objects", sanitize="address,undefined")
-    assert "_native_torch" in record["built"], record["left_out"]
-    run_equality(
-        "portable", 4, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=sanitizer_runtime,
-        ASAN_OPTIONS="detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000",
-    )  # fmt: skip
+def test_vectors_wider_than_this_machine():
+    check_wide_vectors(SCRIPT, cases=4)
 
 
 def test_outputs_start_as_nan():

@@ -2,12 +2,11 @@
 #pragma once
 #include <cstdint>
 
+#include "element.h"
 #include "isa.h"
 #include "thread_pool.h"
 
 namespace aar {
-
-enum class Element { float32, bfloat16, float16 };
 
 // [batch][token][head][dim] in place, whatever it is a view of: strides in elements, channels side by side.
 struct Heads {
