@@ -56,8 +56,8 @@ def check_sanitized(script: Path, cases: int) -> None:
 
 
 def check_wide_vectors(script: Path, cases: int) -> None:
-    """The same with the tiling of AVX-512 (16 lanes, 32 registers) in portable code: what differs from the real level is
-    then a few instructions."""
+    """The same with the tiling of AVX-512 (16 lanes, 32 registers) in portable code: what differs from the real level
+    is then a few instructions."""
     run_equality(script, "portable", cases, _sanitized("-DAAR_LANES=16"))
 
 

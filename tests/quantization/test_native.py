@@ -3,6 +3,7 @@ show."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
