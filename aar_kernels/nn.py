@@ -1,5 +1,6 @@
 """The operators as ``torch.nn`` modules."""
 
+from .linear.module import PackedLinear
 from .quantization.module import MultiScaleResidualQuantizer
 
-__all__ = ["MultiScaleResidualQuantizer"]
+__all__ = ["MultiScaleResidualQuantizer", "PackedLinear"]

@@ -1,0 +1,57 @@
+"""The public function of linear layers with packed weights: it checks its input, then picks a backend.
+
+Raises, on every backend alike:
+    ValueError: shapes, dtypes or devices that do not fit, or gradients asked for.
+    BackendError: a forced backend that cannot run the call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from . import ops
+from .weight import DTYPES, PackedWeight
+
+ACTIVATIONS = (None, "gelu_tanh")
+
+
+def linear(
+    x: Tensor, packed: PackedWeight, bias: Tensor | None = None, *, activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """``activation(x @ W.T + bias)`` with a weight packed by `pack`. For inference: it has no gradient.
+
+    All arithmetic is fp32 on the numbers that the packed weight stands for; activations are not quantised. On the
+    native backend a row's result depends neither on the other rows nor on the number of threads.
+
+    Args:
+        x: ``[..., K]`` fp32, bf16 or fp16 (fp64: reference).
+        packed: a weight ``[N, K]`` on x's device.
+        bias: ``[N]`` floating point.
+        activation: None or ``"gelu_tanh"``, ``F.gelu(approximate="tanh")``.
+
+    Returns:
+        ``[..., N]`` in x's dtype.
+    """
+    _check(x, packed, bias, activation)
+    rows = x.reshape(-1, packed.K)
+    rows = rows if x.dtype == torch.float64 else rows.float()
+    bias = None if bias is None else bias.detach().to(rows.dtype)
+    name = dispatch.select("linear_forward", rows, packed.data, packed.scale, bias, backend=backend)
+    out = ops.call(rows, packed.data, packed.scale, bias, packed.N, activation == "gelu_tanh", name)
+    return out.view(*x.shape[:-1], packed.N).to(x.dtype)
+
+
+def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str | None) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'activation must be None or "gelu_tanh", got {activation!r}')
+    if packed.dtype not in DTYPES:
+        raise ValueError(f"a packed weight holds fp32, bf16 or int8, got {packed.dtype}")
+    if x.dim() < 1 or x.shape[-1] != packed.K or not x.dtype.is_floating_point:
+        raise ValueError(f"x must be floating point [..., {packed.K}], got {x.dtype} {list(x.shape)}")
+    if bias is not None and (bias.shape != (packed.N,) or not bias.dtype.is_floating_point):
+        raise ValueError(f"bias must be floating point [{packed.N}], got {bias.dtype} {list(bias.shape)}")
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        raise ValueError("linear with a packed weight is not differentiable; call it under torch.no_grad()")
