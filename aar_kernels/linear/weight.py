@@ -61,9 +61,9 @@ def pack(weight: Tensor, *, dtype: torch.dtype = torch.float32) -> PackedWeight:
     if dtype == torch.int8:
         if not weight.isfinite().all():
             raise ValueError("weight has a NaN or an Inf, which int8 cannot hold")
-        scale = weight.abs().amax(dim=1) / 127
-        # A row of zeros has no scale; one of the smallest denormals has one that rounds to zero.
-        weight = (weight / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_()
+        # At least a normal number, so that a row of zeros, or of denormals, does not divide by zero.
+        scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        weight = (weight / scale[:, None]).round_()
     return PackedWeight(_laid_out(weight.to(dtype)), scale, weight.shape[0])
 
 

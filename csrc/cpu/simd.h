@@ -28,6 +28,7 @@ constexpr int kRegisters = 16;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef int16_t Shorts __attribute__((vector_size(2 * kLanes)));
+typedef int64_t Longs __attribute__((vector_size(4 * kLanes)));
 
 inline Floats load(const float* p) {
   Floats v;
@@ -57,9 +58,10 @@ inline Floats fma(Floats a, Floats b, Floats c) {
 }
 inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
 
-// The first `count` lanes of p, zeros behind: how loops treat the end of a row without reading beyond it.
-inline Floats load_part(const float* p, int64_t count) {
-  float lanes[kLanes] = {};
+// The first `count` lanes of p, `fill` behind: how loops treat the end of a row without reading beyond it.
+inline Floats load_part(const float* p, int64_t count, float fill = 0.0f) {
+  float lanes[kLanes];
+  for (float& lane : lanes) lane = fill;
   for (int64_t i = 0; i < count && i < kLanes; i++) lanes[i] = p[i];
   return load(lanes);
 }
@@ -85,6 +87,40 @@ inline uint32_t mask_ge(Floats a, Floats b) {
   for (int i = 0; i < kLanes; i++) bits |= uint32_t(a[i] >= b[i]) << i;
   return bits;
 #endif
+}
+
+// Sums of integers that are not negative, in 64 bits: add_halves adds pairs of lanes.
+inline Longs add_halves(Ints v) { return ((Longs)v & 0xFFFFFFFF) + ((Longs)v >> 32); }
+inline int64_t sum_lanes(Longs v) {
+  int64_t sum = v[0];
+  for (int i = 1; i < kLanes / 2; i++) sum += v[i];
+  return sum;
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each set of eight lanes their numbers, one after the other.
+struct Compress {
+  uint8_t lanes[256][8] = {};
+  constexpr Compress() {
+    for (int bits = 0; bits < 256; bits++)
+      for (int i = 0, n = 0; i < 8; n += bits >> i & 1, i++) lanes[bits][n] = uint8_t(i);
+  }
+};
+constexpr Compress kCompress;
+#endif
+
+// Writes the lanes of v whose bit is set one after the other, and up to a whole vector of anything behind them.
+inline void compress(void* out, uint32_t bits, Ints v) {
+#if defined(__AVX512F__)
+  const Ints packed = (Ints)_mm512_maskz_compress_epi32(__mmask16(bits), (__m512i)v);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kCompress.lanes[bits]));
+  const Ints packed = (Ints)_mm256_permutevar8x32_epi32((__m256i)v, lanes);
+#else
+  Ints packed = v;
+  for (int i = 0, n = 0; i < kLanes; n += bits >> i & 1, i++) packed[n] = v[i];
+#endif
+  std::memcpy(out, &packed, sizeof packed);
 }
 
 // sum + a.even * b.even + a.odd * b.odd over the 16-bit halves of each 32-bit lane.
