@@ -1,0 +1,77 @@
+"""What both benchmarks need: a model to time, the machine's peaks, tables and files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import aar_kernels as ak
+from aar import AAR, AARConfig
+from aar_kernels.bench.measure import interleaved, machine, peak_gflops
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
+    parser.add_argument("--runs", type=int, default=5, help="of each variant, in turn, after one (default: 5)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    return parser
+
+
+def random_aar(config: AARConfig, seed: int = 0) -> AAR:
+    """An AAR in which every part matters to the result, unlike `AAR.reset_parameters`, which starts near the identity."""
+    torch.manual_seed(seed)
+    model = AAR(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("log_scale"):
+                parameter.uniform_(0, 3)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.1)
+            elif name.endswith("weight") and not name.startswith("quantizer."):
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+            elif not name.startswith("quantizer."):
+                parameter.normal_(std=0.5)
+    return model
+
+
+def peaks() -> dict[str, float]:
+    """The most that was measured, with the present number of threads: fp32 GFLOP/s, and GB/s read from memory."""
+    weight, x = ak.linear.pack(torch.randn(1024, 1024)), torch.randn(1024, 1024)
+    ours = interleaved({"linear": lambda: ak.linear.linear(x, weight)}, 1.0)["linear"]["p20"]
+    big, vector = torch.ones(2**14, 2**12), torch.ones(2**12)  # 256 MiB, beyond any cache
+    reads = interleaved({"sum": big.sum, "product": lambda: big @ vector}, 1.0)
+    fastest = min(times["p20"] for times in reads.values())
+    return {
+        "peak_gflops": max(peak_gflops(), 2 * 1024**3 / ours / 1e6),
+        "read_gbs": big.nbytes / fastest / 1e6,
+    }
+
+
+def report(row: dict) -> None:
+    """Prints a row: its times, how many times faster ours is, and what share of the floor or the peak was reached."""
+    times = row["times_ms"]
+    ours = times[next(iter(times))]["p50"]
+    print(f"\n{row['case']}, {row['shape']}, {row['threads']} thread(s): "
+          f"{row['peak_gflops']:.0f} GFLOP/s, {row['read_gbs']:.1f} GB/s")  # fmt: skip
+
+
+def write(path: Path | None, rows: list[dict], **others) -> None:
+    if path is not None:
+        path.write_text(json.dumps({"machine": machine(), **others, "rows": rows}, indent=1) + "\n")
+
+
+def breakdown(run: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of one run by operator: those that Python calls, with all that they call in turn."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    spent: dict[str, float] = {}
+    for event in profile.events():
+        if event.cpu_parent is None:
+            spent[event.name] = spent.get(event.name, 0.0) + event.time_range.elapsed_us() / 1e3
+    return dict(sorted(spent.items(), key=lambda item: -item[1]))
