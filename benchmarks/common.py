@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,12 +54,30 @@ def peaks() -> dict[str, float]:
     }
 
 
-def report(row: dict) -> None:
-    """Prints a row: its times, how many times faster ours is, and what share of the floor or the peak was reached."""
-    times = row["times_ms"]
-    ours = times[next(iter(times))]["p50"]
-    print(f"\n{row['case']}, {row['shape']}, {row['threads']} thread(s): "
-          f"{row['peak_gflops']:.0f} GFLOP/s, {row['read_gbs']:.1f} GB/s")  # fmt: skip
+def print_machine() -> None:
+    print("; ".join(f"{key}: {value}" for key, value in machine().items()), flush=True)
+
+
+def print_row(row: dict) -> None:
+    """Prints the times of a row's variants, each with its ratio to the first, and how near the floor it came."""
+    peak = f"{row['peak_gflops']:.0f} GFLOP/s, {row['read_gbs']:.1f} GB/s read"
+    print(f"\n{row['benchmark']}, {row['shape']}, {row['threads']} thread(s), at best {peak}")
+    print(f"{'variant':36} {'p50 (p20, p80) ms':30} {'ratio':>7} {'floor ms':>9} {'of time':>8} {'MiB':>7}")
+    first = next(iter(row["times_ms"].values()))["p50"] if row["times_ms"] else 0.0
+    for name, time in row["times_ms"].items():
+        spread = f"{time['p50']:.1f} ({time['p20']:.1f}, {time['p80']:.1f})"
+        floor, memory = row["floor_ms"][name], row.get("extra_mib", {}).get(name)
+        mib = "" if memory is None else f"{memory:.0f}"
+        estimated = "" if row.get("timed_share", {}).get(name, 1) == 1 else "  *"
+        print(f"{name:36} {spread:30} {time['p50'] / first:6.2f}x {floor:9.1f} {floor / time['p50']:8.0%} {mib:>7}"
+              f"{estimated}")  # fmt: skip
+    shares = [share for share in row.get("timed_share", {}).values() if share < 1]
+    if shares:
+        print(f"* from the times of {min(shares):.1%} or more of the tokens, evenly spaced")
+    for name, parts in row.get("profile_ms", {}).items():
+        largest = ", ".join(f"{part} {time:.1f}" for part, time in list(parts.items())[:8])
+        print(f"{name}, ms by operator: {largest}")
+    sys.stdout.flush()
 
 
 def write(path: Path | None, rows: list[dict], **others) -> None:
