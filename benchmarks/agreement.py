@@ -16,7 +16,12 @@ from .plain_aar import PlainAAR
 
 
 def difference(fast: Tensor, plain: Tensor, exact: Tensor) -> str:
-    """Empty where ``fast`` is at most twice as far from ``exact`` (float64) as ``plain`` of its dtype, plus a rounding."""
+    """Empty where ``fast`` is at most twice as far from ``exact`` as ``plain``, and one rounding.
+
+    Args:
+        exact: the same in float64.
+        plain: the same in plain PyTorch, in the dtype of ``fast``.
+    """
     error, allowed = _largest(fast - exact), _allowed(plain, exact)
     return "" if error <= allowed else f"off by {error:.2g}, allowed {allowed:.2g}"
 
@@ -84,11 +89,12 @@ def check_weights(truth: Truth, codes: Tensor, cfg: float, dtype: torch.dtype) -
     inputs = model.quantizer.next_scale_inputs(codes.repeat(2, 1))
     ours, exact = cached_logits(model, truth.condition, inputs, dtype), truth(codes)[1]
     error = ours - exact
+    same = truth.guided(ours, cfg).argmax(-1) == truth.guided(exact, cfg).argmax(-1)
     effects = {
         "max": _largest(error),
         "rms": error.square().mean().sqrt().item(),
         "rms_of_logits": exact.square().mean().sqrt().item(),
-        "same_codes": (truth.guided(ours, cfg).argmax(-1) == truth.guided(exact, cfg).argmax(-1)).double().mean().item(),
+        "same_codes": same.double().mean().item(),
     }
     return difference(ours, *own(codes)), effects
 

@@ -25,7 +25,7 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 
 def random_aar(config: AARConfig, seed: int = 0) -> AAR:
-    """An AAR in which every part matters to the result, unlike `AAR.reset_parameters`, which starts near the identity."""
+    """An AAR whose every part matters to the result; `AAR.reset_parameters` starts near the identity."""
     torch.manual_seed(seed)
     model = AAR(config).eval()
     with torch.no_grad():

@@ -84,8 +84,8 @@ class Generation:
         for name, dtype in self.dtypes.items():
             found, effects[name] = check_weights(truth, greedy["plain PyTorch"], cfg, dtype)
             self._note(name, found)
-            print("{}: logits differ from exact ones by {max:.2g} at most, {rms:.2g} rms of {rms_of_logits:.2g}; "
-                  "{same_codes:.1%} of greedy codes are the same".format(name, **effects[name]), flush=True)  # fmt: skip
+            line = "{}: logits off by {max:.2g} at most, {rms:.2g} rms of {rms_of_logits:.2g}; {same_codes:.0%} same codes"
+            print(line.format(name, **effects[name]), flush=True)
         for name, (model, dtype) in self.next_token.items():
             self._note(name, check_next_token(model, condition, dtype))
         return effects

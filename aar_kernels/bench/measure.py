@@ -41,7 +41,7 @@ def interleaved(
             run()
     times: dict[str, list[float]] = {name: [] for name in variants}
     deadline = time.perf_counter() + seconds * len(variants)
-    while time.perf_counter() < deadline or min(map(len, times.values())) < runs:
+    while time.perf_counter() < deadline or min(map(len, times.values()), default=runs) < runs:
         for name, run in variants.items():
             start = time.perf_counter()
             run()
