@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None, config: AARConfig | None = None) -> int:
     print_machine()
     model = random_aar(config or AARConfig.of_depth(options.depth)).requires_grad_(False)
     bench = Generation(model, options)
+    torch.set_num_threads(max(options.threads))
     accuracy = bench.check()
     rows = []
     for threads in options.threads:
@@ -84,7 +85,7 @@ class Generation:
         for name, dtype in self.dtypes.items():
             found, effects[name] = check_weights(truth, greedy["plain PyTorch"], cfg, dtype)
             self._note(name, found)
-            line = "{}: logits off by {max:.2g} at most, {rms:.2g} rms of {rms_of_logits:.2g}; {same_codes:.0%} same codes"
+            line = "{}: logits off by {max:.2g}, rms {rms:.2g} of {rms_of_logits:.2g}; {same_codes:.1%} same codes"
             print(line.format(name, **effects[name]), flush=True)
         for name, (model, dtype) in self.next_token.items():
             self._note(name, check_next_token(model, condition, dtype))

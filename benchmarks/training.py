@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None, config: AARConfig | None = None) -> int:
         forwards: dict[str, Forward] = {"ours": model, "plain PyTorch": PlainAAR(model).forward}
         if not options.no_compile:
             forwards["torch.compile"] = torch.compile(PlainAAR(model).forward, dynamic=False)
+        torch.set_num_threads(max(options.threads))
         for name, found in check(model, forwards, autocast).items():
             print(f"WRONG {name}: {found}; not timed", flush=True)
             any_wrong = True

@@ -15,5 +15,6 @@ def quick(monkeypatch):
     threads = torch.get_num_threads()
     for module in (generation, training):
         monkeypatch.setattr(module, "peaks", lambda: {"peak_gflops": 50.0, "read_gbs": 10.0})
+    torch.set_num_threads(1)  # two wait for each other where other processes run
     yield
     torch.set_num_threads(threads)

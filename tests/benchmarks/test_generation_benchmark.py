@@ -1,30 +1,31 @@
 """The benchmark of generation: it finds what is wrong, does not time it, and writes what it prints."""
 
+import copy
 import json
 
 import pytest
 import torch
 from benchmark_cases import TINY, codes_of, conditions, tiny_aar
 
-from benchmarks import generation
-from benchmarks.agreement import Truth, check_greedy, check_weights, difference
+from benchmarks import agreement, generation
+from benchmarks.agreement import Truth, check_greedy, check_weights, difference, rounded
 from benchmarks.plain_aar import PlainAAR
 from benchmarks.roofline import next_token_passes, scale_passes
 
-ARGUMENTS = ["--threads", "1", "--batch", "1", "2", "--runs", "1", "--no-compile", "--tokens", "3"]
+ARGUMENTS = ["--threads", "1", "--batch", "2", "--runs", "1", "--no-compile", "--tokens", "3"]
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_table_and_json(quick, tmp_path, capsys, full):
-    extra = ["--full"] if full else ["--profile"]
+    extra = ["--full", "--weights", "fp32", "int8"] if full else ["--profile"]
     assert generation.main([*ARGUMENTS, *extra, "--json", str(tmp_path / "out.json")], TINY) == 0
     written = json.loads((tmp_path / "out.json").read_text())
     printed = capsys.readouterr().out
-    assert [row["shape"] for row in written["rows"]] == ["batch 1, depth 2", "batch 2, depth 2"]
+    assert [row["shape"] for row in written["rows"]] == ["batch 2, depth 2"]
     for row in written["rows"]:
         names = set(row["times_ms"])
-        assert {"ours fp32", "ours bf16", "ours int8", "plain PyTorch", "next token, 60, plain PyTorch",
+        assert {"ours fp32", "ours int8", "plain PyTorch", "next token, 60, plain PyTorch",
                 "next token, 10, kernels int8"} <= names  # fmt: skip
         assert set(row["floor_ms"]) == set(row["timed_share"]) == names
         assert row["timed_share"]["ours fp32"] == 1
@@ -39,7 +40,7 @@ def test_a_wrong_answer_is_not_timed(quick, monkeypatch, tmp_path, capsys):
     right = PlainAAR.generate
     monkeypatch.setattr(PlainAAR, "generate", lambda *args, **options: (right(*args, **options) + 1) % 50)
     timed = []
-    monkeypatch.setattr(generation, "interleaved", lambda runs, *_, **__: timed.extend(runs) or {})
+    monkeypatch.setattr(generation, "interleaved", lambda variants, *_, **__: timed.extend(variants) or {})
     assert generation.main(ARGUMENTS, TINY) == 1
     assert "WRONG plain PyTorch" in capsys.readouterr().out
     assert "ours fp32" in timed
@@ -59,9 +60,11 @@ def test_weights_are_compared_with_what_they_were_rounded_to(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_wrong_weight_is_found(dtype, monkeypatch):
     model = tiny_aar()
-    truth, codes = Truth(model, conditions()), codes_of(model)
-    model.blocks[1].fc2.weight[3, 5] += 0.5  # the cached path reads it; what is compared with it was computed before
-    monkeypatch.setattr("benchmarks.agreement.rounded", lambda *_: truth.double.float())
+    truth, codes, right = Truth(model, conditions()), codes_of(model), copy.deepcopy(model)
+    truth(codes)  # is remembered
+    monkeypatch.setattr(agreement, "rounded", lambda _, dtype: rounded(right, dtype))
+    assert check_weights(truth, codes, 4.0, dtype)[0] == ""
+    model.blocks[1].fc2.weight[3, 5] += 0.5
     assert "off by" in check_weights(truth, codes, 4.0, dtype)[0]
 
 

@@ -25,7 +25,7 @@ def test_table_and_json(quick, tmp_path):
 def test_a_wrong_answer_is_not_timed(quick, monkeypatch, capsys):
     monkeypatch.setattr(training, "check", lambda *_: {"ours": "other"})
     timed = []
-    monkeypatch.setattr(training, "interleaved", lambda runs, *_, **__: timed.extend(runs) or {})
+    monkeypatch.setattr(training, "interleaved", lambda variants, *_, **__: timed.extend(variants) or {})
     assert training.main(ARGUMENTS, TINY) == 1
     assert "WRONG ours: other; not timed" in capsys.readouterr().out
     assert timed == ["plain PyTorch"]
