@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,18 +65,18 @@ def print_row(row: dict) -> None:
     print(f"\n{row['benchmark']}, {row['shape']}, {row['threads']} thread(s), at best {peak}")
     print(f"{'variant':36} {'p50 (p20, p80) ms':30} {'ratio':>7} {'floor ms':>9} {'of time':>8} {'MiB':>7}")
     first = next(iter(row["times_ms"].values()))["p50"] if row["times_ms"] else 0.0
-    for name, time in row["times_ms"].items():
-        spread = f"{time['p50']:.1f} ({time['p20']:.1f}, {time['p80']:.1f})"
+    for name, times in row["times_ms"].items():
+        spread = f"{times['p50']:.1f} ({times['p20']:.1f}, {times['p80']:.1f})"
         floor, memory = row["floor_ms"][name], row.get("extra_mib", {}).get(name)
         mib = "" if memory is None else f"{memory:.0f}"
         estimated = "" if row.get("timed_share", {}).get(name, 1) == 1 else "  *"
-        print(f"{name:36} {spread:30} {time['p50'] / first:6.2f}x {floor:9.1f} {floor / time['p50']:8.0%} {mib:>7}"
+        print(f"{name:36} {spread:30} {times['p50'] / first:6.2f}x {floor:9.1f} {floor / times['p50']:8.0%} {mib:>7}"
               f"{estimated}")  # fmt: skip
     shares = [share for share in row.get("timed_share", {}).values() if share < 1]
     if shares:
         print(f"* from the times of {min(shares):.1%} or more of the tokens, evenly spaced")
     for name, parts in row.get("profile_ms", {}).items():
-        largest = ", ".join(f"{part} {time:.1f}" for part, time in list(parts.items())[:8])
+        largest = ", ".join(f"{part} {spent:.1f}" for part, spent in list(parts.items())[:8])
         print(f"{name}, ms by operator: {largest}")
     sys.stdout.flush()
 
@@ -86,11 +87,14 @@ def write(path: Path | None, rows: list[dict], **others) -> None:
 
 
 def breakdown(run: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds of one run by operator: those that Python calls, with all that they call in turn."""
+    """Milliseconds of one run by operator: those that Python calls, with all that they call; and Python itself."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        start = time.perf_counter()
         run()
+        total = 1e3 * (time.perf_counter() - start)
     spent: dict[str, float] = {}
     for event in profile.events():
         if event.cpu_parent is None:
             spent[event.name] = spent.get(event.name, 0.0) + event.time_range.elapsed_us() / 1e3
+    spent["Python, and the profiler"] = max(total - sum(spent.values()), 0.0)
     return dict(sorted(spent.items(), key=lambda item: -item[1]))
