@@ -28,18 +28,20 @@ class Case:
     results: dict = field(default_factory=dict)
 
 
-def interleaved(variants: dict[str, Variant], seconds: float) -> dict[str, dict[str, float]]:
+def interleaved(
+    variants: dict[str, Variant], seconds: float, *, runs: int = 5, warmup: int = 2
+) -> dict[str, dict[str, float]]:
     """Times of each variant in milliseconds: ``p50``, ``p20``, ``p80`` and the number of ``runs``.
 
     One run of each in turn, so that whatever else the machine does falls on all alike, for ``seconds`` per variant
-    (at least 5 runs), after two runs that do not count.
+    (at least ``runs`` times), after ``warmup`` runs that do not count.
     """
     for run in variants.values():
-        run()
-        run()
+        for _ in range(warmup):
+            run()
     times: dict[str, list[float]] = {name: [] for name in variants}
     deadline = time.perf_counter() + seconds * len(variants)
-    while time.perf_counter() < deadline or min(map(len, times.values())) < 5:
+    while time.perf_counter() < deadline or min(map(len, times.values()), default=runs) < runs:
         for name, run in variants.items():
             start = time.perf_counter()
             run()
