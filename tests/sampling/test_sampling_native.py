@@ -42,7 +42,7 @@ def test_instruction_set(level):
     """All draw the reference's codes, with memory from malloc full of large numbers."""
     if level not in detected():
         pytest.skip(f"this processor has no {level}")
-    run_equality(level, 40, MALLOC_PERTURB_="128")
+    run_equality(level, 20, MALLOC_PERTURB_="128")
 
 
 def test_sanitizers_and_wider_vectors(tmp_path, monkeypatch):
@@ -70,6 +70,6 @@ def test_sanitizers_and_wider_vectors(tmp_path, monkeypatch):
     assert "_native_torch" in record["built"], record["left_out"]
     for level in detected():
         run_equality(
-            level, 20, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=os.pathsep.join(runtime),
+            level, 8, AAR_KERNELS_LIBRARY_DIR=str(tmp_path / "library"), LD_PRELOAD=os.pathsep.join(runtime),
             ASAN_OPTIONS="detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000",
         )  # fmt: skip

@@ -23,8 +23,8 @@ GREEDY = {"GREEDY": True, "TOP_K": False, "TOP_P": False}
 TESTED = [(80, 1024), (90, 1024), (90, kernels.MAX_VOCABULARY), (100, 1024)]
 
 
-def compile_case(capability: int, vocabulary: int, flags: dict[str, bool], dtype: str = "*fp32"):
-    types = {"codes": "*i64", "logits": dtype, "uncond": dtype, "seeds": "*i64"} | SETTINGS
+def compile_case(capability: int, vocabulary: int, flags: dict[str, bool]):
+    types = {"codes": "*i64", "logits": "*fp32", "uncond": "*fp32", "seeds": "*i64"} | SETTINGS
     return aot.compile_kernel(kernels.sample_kernel, types, flags | kernels.options(vocabulary), capability)
 
 
@@ -37,7 +37,6 @@ def test_resources(capability: int, vocabulary: int):
     assert used.shared <= aot.SHARED_MEMORY[capability], used
     assert used.registers * 32 * used.warps <= 65536, used
     # Codes are equal on all backends because each product and each sum is rounded, and denormals stay.
-    assert "mul.rn.f32" in compiled.asm["ptx"] or "mul.f32" in compiled.asm["ptx"]
     assert "fma" not in compiled.asm["ptx"]
     assert ".ftz" not in compiled.asm["ptx"]
     assert ".approx" not in compiled.asm["ptx"]
@@ -58,13 +57,12 @@ def test_what_it_refuses():
 def main() -> None:
     """``PYTHONPATH=.:tests python tests/sampling/test_sampling_triton_aot.py``: compile everything and record the
     figures."""
-    flags = {"everything": EVERYTHING, "greedy": GREEDY}
     figures = {
         f"sm_{capability}, {vocabulary} codes": {
-            f"sample, {name}, {dtype[1:]}": aot.resources(compile_case(capability, vocabulary, flags[name], dtype))
-            for name, dtype in itertools.product(flags, ("*fp32", "*bf16"))
+            "sample": aot.resources(compile_case(capability, vocabulary, EVERYTHING)),
+            "sample, greedy": aot.resources(compile_case(capability, vocabulary, GREEDY)),
         }
-        for capability, vocabulary in itertools.product(aot.SHARED_MEMORY, (1024, 4096, kernels.MAX_VOCABULARY))
+        for capability, vocabulary in itertools.product(aot.SHARED_MEMORY, (1024, kernels.MAX_VOCABULARY))
     }
     aot.record(Path(__file__).parents[2] / "benchmarks" / "results" / "triton_aot_sampling.json", figures)
 
