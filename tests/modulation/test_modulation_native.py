@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import require
 from modulation_cases import forward, make_case
-from native_levels import LEVELS, check_level, check_sanitized, check_wide_vectors
+from native_levels import LEVELS, check_level, check_sanitized
 
 SCRIPT = Path(__file__).parent / "modulation_equality.py"
 
@@ -25,10 +25,6 @@ def test_instruction_set(level):
 
 def test_sanitizers():
     check_sanitized(SCRIPT, cases=6)
-
-
-def test_vectors_wider_than_this_machine():
-    check_wide_vectors(SCRIPT, cases=6)
 
 
 def test_outputs_start_as_nan():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import as_dtype, make_case
 from helpers import require
-from native_levels import LEVELS, check_level, check_sanitized, check_wide_vectors, detected
+from native_levels import LEVELS, check_level, check_sanitized, detected
 
 from aar_kernels import quantization
 
@@ -50,10 +50,6 @@ def test_an_instruction_set_that_is_not_there_is_not_run():
 
 def test_sanitizers():
     check_sanitized(SCRIPT, cases=4)
-
-
-def test_vectors_wider_than_this_machine():
-    check_wide_vectors(SCRIPT, cases=4)
 
 
 def test_outputs_start_as_nan():
