@@ -38,7 +38,10 @@ def backward(grad, q, k, v, head_log_scale, out, lse, lengths, softmax_scale) ->
 def step(q, k, v, cache_k, cache_v, head_log_scale, start, softmax_scale) -> Tensor:
     tensors = map(_readable, (q, k, v))
     scale = _floats(head_log_scale)
-    return torch.ops.aar_native.attention_step(*tensors, cache_k, cache_v, scale, start, softmax_scale)
+    out = torch.ops.aar_native.attention_step(*tensors, cache_k, cache_v, scale, start, softmax_scale)
+    # Writes of a custom operator leave version counters alone; autograd would miss a cache that it saved.
+    torch.autograd.graph.increment_version((cache_k, cache_v))
+    return out
 
 
 def _readable(x: Tensor) -> Tensor:

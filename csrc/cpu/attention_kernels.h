@@ -10,7 +10,7 @@ namespace aar {
 namespace AAR_ISA {
 
 constexpr int64_t kBlockRows = 48;  // of which kTileRows is a divisor
-constexpr int64_t kFewRows = 4;     // for which packing the keys would cost more than the product
+constexpr int64_t kFewRows = 3;     // for which packing the keys would cost more than the product
 constexpr float kLargestLogScale = 4.605170186f;  // ln 100
 
 // For each token, the number of keys that it sees, and the first token that sees it.

@@ -37,6 +37,14 @@ class AttentionCase:
             scale = scale.detach().to(torch.promote_types(dtype, torch.float32), copy=True)
         return AttentionCase(self.schedule, q, k, v, grad, scale)
 
+    def reordered(self) -> tuple[AttentionCase, Tensor]:
+        """Channels of queries and keys in another order, which changes rounding alone; and the way back."""
+        dim = self.q.shape[3]
+        order = torch.randperm(dim, generator=torch.Generator().manual_seed(dim))
+        other = self.as_dtype(self.q.dtype)
+        other.q, other.k = other.q[..., order].clone(), other.k[..., order].clone()
+        return other, order.argsort()
+
     def leaves(self) -> list[Tensor]:
         return [tensor for tensor in (self.q, self.k, self.v, self.head_log_scale) if tensor is not None]
 
