@@ -30,12 +30,13 @@ class Resources:
 
 
 def compile_kernel(
-    kernel, pointers: Mapping[str, str | None], constants: Mapping[str, object], capability: int
+    kernel, pointers: Mapping[str, str | tuple[str, ...] | None], constants: Mapping[str, object], capability: int
 ):
     """Compile ``kernel`` for sm_``capability``.
 
-    ``pointers`` gives the types of the pointers that are passed, aligned as PyTorch's are; an argument that
-    is neither there nor in ``constants`` is an int32 if its values are not specialised, else None.
+    ``pointers`` gives the types of the pointers that are passed, aligned as PyTorch's are, of other numbers, and as
+    a tuple those of strides, all divisible by 16; an argument that is neither there nor in ``constants`` is an int32
+    if its values are not specialised, else None.
     ``constants`` also holds the launch options ``num_warps`` and ``num_stages``."""
     options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     numbers = {kernel.arg_names[i] if isinstance(i, int) else i for i in kernel.do_not_specialize}
@@ -44,6 +45,8 @@ def compile_kernel(
         types[name] = pointers.get(name) or ("i32" if name in numbers else "constexpr")
         if types[name] == "constexpr":
             values[i,] = constants.get(name)
+        elif isinstance(types[name], tuple):
+            attributes |= {(i, j): [["tt.divisibility", 16]] for j in range(len(types[name]))}
         elif types[name][0] == "*":
             attributes[i,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, types, values, attributes)
