@@ -25,7 +25,6 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 EPSILON = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
 LARGEST_INVERSE = tl.constexpr(0.9999e12)  # of a norm above EPSILON, but for rounding
 TINY = tl.constexpr(1e-37)
-NAN_STAYS = tl.constexpr(tl.PropagateNan.ALL)
 
 TABLE = {
     "forward": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
@@ -66,17 +65,21 @@ def _dot(a, b, acc=None):
 @triton.jit
 def _inverse_norms(rows):
     x = rows.to(tl.float32)
-    return 1.0 / tl.maximum(tl.sqrt(tl.sum(x * x, 1)), EPSILON)
+    return tl.div_rn(1.0, tl.maximum(tl.sqrt_rn(tl.sum(x * x, 1)), EPSILON))
 
 
 @triton.jit
 def _gain(head_log_scale, head, softmax_scale):
-    """The factor ``g`` of a head's logits. Not negative: the host puts the sign into q."""
+    """The factor ``g >= 0`` of a head's logits (the host puts its sign into q), and the same for exponentials of base 2.
+
+    In fp64, one number per program: the fast exponential is off by enough to move logits of 100 by 1e-5.
+    """
+    gain = tl.cast(softmax_scale, tl.float64)
     if head_log_scale is not None:
-        s = tl.load(head_log_scale + head).to(tl.float32)
-        softmax_scale *= tl.exp(tl.minimum(s, LN_100, propagate_nan=NAN_STAYS))
-    # Not zero either, which would make NaN of masked logits.
-    return tl.maximum(softmax_scale, TINY, propagate_nan=NAN_STAYS)
+        s = tl.load(head_log_scale + head).to(tl.float64)
+        gain *= tl.exp(tl.where(s > LN_100, LN_100, s))
+    # Where it is zero, it would make NaN of masked logits.
+    return gain.to(tl.float32), tl.where(gain < TINY, TINY, gain * LOG2_E).to(tl.float32)
 
 
 @triton.jit
@@ -158,7 +161,8 @@ def forward_kernel(
     whole = tl.load(ends + row) // BLOCK_N * BLOCK_N
     last = tl.load(ends + tl.minimum(row + BLOCK_M, length) - 1)
     queries = _tile(q, row, length, q_strides[1], BLOCK_M, D, BLOCK_D, False)
-    row_scale = tl.zeros([BLOCK_M], tl.float32) + _gain(head_log_scale, head, softmax_scale) * LOG2_E
+    _, row_scale = _gain(head_log_scale, head, softmax_scale)
+    row_scale += tl.zeros([BLOCK_M], tl.float32)
     if k_norms is not None:
         k_norms += rows
         row_scale *= _inverse_norms(queries)
@@ -258,8 +262,8 @@ def query_grad_kernel(
     g = _tile(grad, row, length, grad_strides[1], BLOCK_M, D, BLOCK_D, False)
     # Infinity makes the weights of rows beyond the sequence zero.
     log_sum = tl.load(lse + at, mask=i < length, other=float("inf"))
-    gain = _gain(head_log_scale, head, softmax_scale)
-    row_scale = tl.zeros([BLOCK_M], tl.float32) + gain * LOG2_E
+    gain, row_scale = _gain(head_log_scale, head, softmax_scale)
+    row_scale += tl.zeros([BLOCK_M], tl.float32)
     if k_norms is not None:
         k_norms += (item * heads + head) * length
         q_norm = _inverse_norms(queries)
@@ -299,7 +303,7 @@ def query_grad_kernel(
 
 @triton.jit
 def _seeing_queries(
-    dk, dv, keys, values, k_norm, gain, n, q, grad, ends, lse, deltas, q_norms, balances, q_stride, grad_stride,
+    dk, dv, keys, values, k_norm, head_scale, n, q, grad, ends, lse, deltas, q_norms, balances, q_stride, grad_stride,
     first, last, length,
     MASKED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
@@ -312,7 +316,7 @@ def _seeing_queries(
         log_sum = tl.load(lse + i, mask=i < length, other=float("inf"))
         delta = tl.load(deltas + i, mask=i < length, other=0.0)
         end = tl.load(ends + i, mask=i < length, other=length)
-        row_scale = tl.zeros([BLOCK_M], tl.float32) + gain * LOG2_E
+        row_scale = tl.zeros([BLOCK_M], tl.float32) + head_scale
         if balances is None:
             logits = _dot(keys, queries.T)
         else:  # the roundings of `_seen_keys`, without which the balance is none
@@ -357,18 +361,18 @@ def key_grad_kernel(
     if q_norms is not None:
         q_norms += rows
         k_norm = _inverse_norms(keys)
-    gain = _gain(head_log_scale, head, softmax_scale)
+    gain, head_scale = _gain(head_log_scale, head, softmax_scale)
     # From the first row that sees the first key to the first that sees all of the block, and on to the end.
     first = tl.load(starts + column) // BLOCK_M * BLOCK_M
     whole = tl.cdiv(tl.load(starts + tl.minimum(column + BLOCK_N, length) - 1), BLOCK_M) * BLOCK_M
     acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     acc_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     acc_k, acc_v = _seeing_queries(
-        acc_k, acc_v, keys, values, k_norm, gain, n, q, grad, ends, lse, deltas, q_norms, balances,
+        acc_k, acc_v, keys, values, k_norm, head_scale, n, q, grad, ends, lse, deltas, q_norms, balances,
         q_strides[1], grad_strides[1], first, tl.minimum(whole, length), length, True, D, BLOCK_D, BLOCK_M,
     )  # fmt: skip
     acc_k, acc_v = _seeing_queries(
-        acc_k, acc_v, keys, values, k_norm, gain, n, q, grad, ends, lse, deltas, q_norms, balances,
+        acc_k, acc_v, keys, values, k_norm, head_scale, n, q, grad, ends, lse, deltas, q_norms, balances,
         q_strides[1], grad_strides[1], whole, length, length, False, D, BLOCK_D, BLOCK_M,
     )  # fmt: skip
     acc_k *= gain
@@ -418,7 +422,8 @@ def step_kernel(
     cache_v += item * cache_v_strides[0] + head * cache_v_strides[2]
 
     queries = _tile(q, row, count, q_strides[1], BLOCK_M, D, BLOCK_D, False)
-    row_scale = tl.zeros([BLOCK_M], tl.float32) + _gain(head_log_scale, head, softmax_scale) * LOG2_E
+    _, row_scale = _gain(head_log_scale, head, softmax_scale)
+    row_scale += tl.zeros([BLOCK_M], tl.float32)
     if head_log_scale is not None:
         row_scale *= _inverse_norms(queries)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
