@@ -66,11 +66,11 @@ def resources(compiled) -> Resources:
     return Resources(registers, stack, compiled.metadata.shared, compiled.metadata.num_warps)
 
 
-def record(path: Path, figures: Mapping[str, Mapping[str, Resources]]) -> None:
-    """Write the resources of kernels, by target and name, beside the compiler's version."""
+def record(path: Path, operator: str, figures: Mapping[str, Mapping[str, Resources]]) -> None:
+    """Write the resources of an operator's kernels, by target and name, beside the compiler's version. Those of the
+    other operators stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {
-        target: {name: asdict(used) for name, used in kernels.items()} for target, kernels in figures.items()
-    }
-    report = {"compiled ahead of time, not run": True, "triton": triton.__version__, "kernels": plain}
+    report = json.loads(path.read_text()) if path.exists() else {"compiled ahead of time, not run": True}
+    plain = {target: {name: asdict(used) for name, used in kernels.items()} for target, kernels in figures.items()}
+    report[operator] = {"triton": triton.__version__, "kernels": plain}
     path.write_text(json.dumps(report, indent=1) + "\n")

@@ -101,7 +101,8 @@ def step(q, k, v, cache_k, cache_v, head_log_scale, start, softmax_scale) -> Ten
     q, softmax_scale = _positive(q, softmax_scale)
     q, k, v = map(_rows, (q, k, v))
     batch, count, heads, dim = q.shape
-    config = _config("step", q) | {"BLOCK_M": min(max(16, triton.next_power_of_2(count)), 64)}
+    config = _config("step", q)
+    config["BLOCK_M"] = min(max(16, triton.next_power_of_2(count)), config["BLOCK_M"])
     row_blocks = triton.cdiv(count, config["BLOCK_M"])
     chunk, splits = _split(start + count, config["BLOCK_N"], batch * heads * row_blocks, q.device)
     out = q.new_empty(q.shape)

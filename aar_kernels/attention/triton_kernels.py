@@ -26,17 +26,39 @@ EPSILON = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
 LARGEST_INVERSE = tl.constexpr(0.9999e12)  # of a norm above EPSILON, but for rounding
 TINY = tl.constexpr(1e-37)
 
-TABLE = {
-    "forward": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
-    "key_grad": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
-    "query_grad": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
-    "step": {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
-    "rows": {"BLOCK_M": 16, "num_warps": 4},
-}
+# Pinned block sizes: queries, keys, warps, stages, by kernel, bytes of an element and padded head_dim (64 stands for 32
+# too). Autotuning is no option, it would time itself inside a user's step. Chosen ahead of time, none of it measured on a
+# device: the largest tiles of those tried that spill nothing. 64 rows rather than 128 because the published 455 tokens
+# are few blocks, and the fewer rows a block has, the fewer keys it takes that most of its rows do not see.
+# fp32 products do not run on tensor cores, and hold their operands in registers whole: hence the small tiles, and the
+# spills of head_dim 128 that remain there.
+BLOCKS = {
+    ("forward", 2, 64): (64, 64, 4, 3), ("forward", 2, 128): (64, 64, 8, 2),
+    ("forward", 4, 64): (32, 32, 4, 2), ("forward", 4, 128): (32, 32, 8, 2),
+    ("query_grad", 2, 64): (64, 32, 4, 3), ("query_grad", 2, 128): (64, 64, 8, 2),
+    ("query_grad", 4, 64): (32, 32, 4, 2), ("query_grad", 4, 128): (32, 32, 4, 2),
+    ("key_grad", 2, 64): (32, 64, 4, 3), ("key_grad", 2, 128): (32, 64, 8, 2),
+    ("key_grad", 4, 64): (32, 32, 8, 2), ("key_grad", 4, 128): (32, 32, 8, 2),
+    # Of queries the most: a scale of fewer takes the next power of two, at least the 16 of a matrix instruction.
+    ("step", 2, 64): (64, 64, 4, 2), ("step", 2, 128): (32, 32, 4, 2),
+    ("step", 4, 64): (16, 32, 4, 2), ("step", 4, 128): (16, 32, 8, 2),
+}  # fmt: skip
+# Where Hopper and later differ: their products take one operand or both from shared memory, which leaves registers for
+# wider tiles, but want 64 rows of four warps each.
+BLOCKS_HOPPER = {
+    ("forward", 2, 128): (128, 64, 8, 2), ("query_grad", 2, 64): (64, 64, 4, 2), ("key_grad", 2, 128): (32, 32, 4, 2),
+}  # fmt: skip
 
 
 def config(kernel: str, capability: int, dim: int, size: int) -> dict[str, int]:
-    return TABLE[kernel] | {"BLOCK_D": triton.next_power_of_2(dim)}
+    """Block sizes and launch options of a kernel (``rows``: of those without products), for a major compute capability,
+    ``dim`` channels of a head and ``size`` bytes of an element."""
+    width = triton.next_power_of_2(dim)
+    if kernel == "rows":
+        return {"BLOCK_D": width, "BLOCK_M": 1024 // width, "num_warps": 4}
+    key = kernel, size, max(width, 64)
+    queries, keys, warps, stages = (capability >= 9 and BLOCKS_HOPPER.get(key)) or BLOCKS[key]
+    return {"BLOCK_D": width, "BLOCK_M": queries, "BLOCK_N": keys, "num_warps": warps, "num_stages": stages}
 
 
 @triton.jit
