@@ -1,6 +1,6 @@
 """flash-attn backend of the cached step, where that library is installed: no mask is needed there.
 
-flash-attn 2 (``flash_attn_with_kvcache``, which splits the keys where there are few queries) or, without it, flash-attn 4
+flash-attn 2 (``flash_attn_with_kvcache``, which splits the keys where queries are few) or, without it, flash-attn 4
 (``flash_attn.cute``). It knows neither cosine attention nor scales of heads, so PyTorch applies both before;
 and so the factor of the logits, which may be negative, and which the library takes for positive.
 """

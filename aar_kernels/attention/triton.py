@@ -58,8 +58,9 @@ def forward(q, k, v, head_log_scale, lengths, softmax_scale) -> tuple[Tensor, Te
     q, k, v = map(_rows, (q, k, v))
     batch, length, heads, dim = q.shape
     out, lse = q.new_empty(q.shape), q.new_empty(batch, heads, length, dtype=torch.float32)
+    k_norms = _inverse_norms(k, head_log_scale)
     kernels.forward_kernel[_blocks(q, "BLOCK_M")](
-        out, lse, q, k, v, _inverse_norms(k, head_log_scale), head_log_scale, _ends(q, lengths), *_strides(q, k, v), length, heads, softmax_scale,
+        out, lse, q, k, v, k_norms, head_log_scale, _ends(q, lengths), *_strides(q, k, v), length, heads, softmax_scale,
         D=dim, **_config("forward", q),
     )  # fmt: skip
     return out, lse

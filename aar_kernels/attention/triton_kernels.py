@@ -26,8 +26,7 @@ EPSILON = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
 LARGEST_INVERSE = tl.constexpr(0.9999e12)  # of a norm above EPSILON, but for rounding
 TINY = tl.constexpr(1e-37)
 
-# Pinned block sizes: queries, keys, warps, stages, by kernel, bytes of an element and padded head_dim (64 stands for 32
-# too). Autotuning is no option, it would time itself inside a user's step. Chosen ahead of time, none of it measured on a
+# Pinned block sizes: queries, keys, warps, stages, by kernel, bytes of an element and padded head_dim (64 is 32 too). Autotuning is no option, it would time itself inside a user's step. Chosen ahead of time, none of it measured on a
 # device: the largest tiles of those tried that spill nothing. 64 rows rather than 128 because the published 455 tokens
 # are few blocks, and the fewer rows a block has, the fewer keys it takes that most of its rows do not see.
 # fp32 products do not run on tensor cores, and hold their operands in registers whole: hence the small tiles, and the
@@ -92,7 +91,7 @@ def _inverse_norms(rows):
 
 @triton.jit
 def _gain(head_log_scale, head, softmax_scale):
-    """The factor ``g >= 0`` of a head's logits (the host puts its sign into q), and the same for exponentials of base 2.
+    """The factor ``g >= 0`` of a head's logits (its sign is in q), and the same for exponentials of base 2.
 
     In fp64, one number per program: the fast exponential is off by enough to move logits of 100 by 1e-5.
     """
@@ -263,9 +262,9 @@ def query_grad_kernel(
     Leaves for `key_grad_kernel` what it needs of each row: ``deltas``, the sum of the weights times their gradients;
     ``q_norms``, ``1 / |q|`` (None unless cosine); ``balances`` (None for 16-bit types), see below.
 
-    The usual ``delta = grad . out`` and ``exp(logit - lse)`` are off by the rounding of ``out`` and ``lse``: with logits
-    of 100, too far for fp32, where a weight near 1 should leave no gradient. So there, ``delta`` is summed from the very
-    weights and gradients it is subtracted from, and weights are divided by their sum: ``balances`` is its inverse.
+    The usual ``delta = grad . out`` and ``exp(logit - lse)`` are off by the rounding of ``out`` and ``lse``: with
+    logits of 100, too far for fp32, where a weight near 1 should leave no gradient. So there, ``delta`` is summed from
+    the very weights and gradients it goes with, and weights are divided by their sum: ``balances`` is its inverse.
     """
     item, head, row = _program(length, heads, BLOCK_M, True)
     q += item * q_strides[0] + head * q_strides[2]

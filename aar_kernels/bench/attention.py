@@ -118,7 +118,7 @@ def _variants(scale: Tensor | None, options: Namespace, *, training: bool) -> di
 
 
 def _prepared(q: Tensor, k: Tensor, v: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor, float]:
-    """What a user would give PyTorch's attention: heads before tokens, rows normalised, and the factor of the logits."""
+    """What a user would give PyTorch: heads before tokens, rows normalised, and the factor of the logits."""
     if scale is not None:
         gain = scale.clamp(max=reference.LARGEST_LOG_SCALE).exp().to(q.dtype)
         q, k = F.normalize(q, dim=-1) * gain[:, None], F.normalize(k, dim=-1)
@@ -161,10 +161,9 @@ def _case(
     flops = int(passes * 4 * PUBLISHED.attention_pairs * HEAD_DIM * HEADS * batch)
     tensors = 4 if weight is None else 12  # q, k, v, out; and again with out's gradient, and three gradients
     kind = "plain" if scale is None else "cosine"
-    return Case(
-        name, f"batch {batch}, {kind}, {str(dtype)[6:]}", variants, lambda: _differ(inputs, scale, variants, weight), flops,
-        tensors * inputs[0].nbytes,
-    )  # fmt: skip
+    shape = f"batch {batch}, {kind}, {str(dtype)[6:]}"
+    check = functools.partial(_differ, inputs, scale, variants, weight)
+    return Case(name, shape, variants, check, flops, tensors * inputs[0].nbytes)
 
 
 def _differ(

@@ -57,8 +57,8 @@ class Case:
 
 
 def make(
-    length: int, dim: int = 32, dtype: torch.dtype = torch.float32, *, cosine: bool = True, lengths=None, batch: int = 1,
-    heads: int = 2, softmax_scale: float | None = None, seed: int = 0,
+    length: int, dim: int = 32, dtype: torch.dtype = torch.float32, *, cosine: bool = True, lengths=None,
+    batch: int = 1, heads: int = 2, softmax_scale: float | None = None, seed: int = 0,
 ) -> Case:  # fmt: skip
     """A case of random scales, the last of which ``length`` may cut."""
     rng, generator = random.Random(seed + length), torch.Generator().manual_seed(seed)
@@ -134,22 +134,22 @@ CASES = {
     "17": make(17, 128, HALF, cosine=False),
     "31": make(31, 96),
     "33": make(33, 96, HALF),
-    "63": make(63, 64, cosine=False),
+    "63": make(63, 64, cosine=False, heads=1),
     "64": make(64, 64, HALF),
-    "65": make(65, 32, HALF, batch=2),
-    "65 single": make(65, 64, seed=1),
-    "127": make(127, 96, HALF),
-    "128": make(128, 64, HALF, cosine=False, seed=2),
-    "129": make(129, 128, HALF),
-    "129 single": make(129, 32, seed=3),
+    "65": make(65, 32, HALF),
+    "65 single": make(65, 64, seed=1, heads=1),
+    "127": make(127, 96, HALF, heads=1),
+    "128": make(128, 64, HALF, cosine=False, seed=2, heads=1),
+    "129": make(129, 128, HALF, heads=1),
+    "129 single": make(129, 32, seed=3, heads=1),
     "a cut scale": make(40, 32, lengths=(1, 4, 9, 100)),
-    "plain, many equal scales": make(48, 32, HALF, lengths=(3,) * 16),
-    "one token each": make(35, 32, lengths=(1,) * 35, heads=1),
+    "many equal scales": make(36, 32, HALF, lengths=(3,) * 12),
+    "one token each": make(18, 32, lengths=(1,) * 18, heads=1),
     "head_dim 40": make(20, 40, HALF),
     "negative": make(30, 32, softmax_scale=-0.7),
     "negative, plain": make(20, 64, HALF, cosine=False, softmax_scale=-0.2),
     "zero": make(20, 32, cosine=False, softmax_scale=0.0),
-    "published": make(206, 64, HALF, lengths=ScaleSchedule.quadratic(16, 75).lengths, heads=1),
+    "published": make(163, 64, HALF, lengths=ScaleSchedule.quadratic(16, 75).lengths, heads=1),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -171,7 +171,7 @@ def test_steps(case: Case, monkeypatch):
 def test_the_largest_logits(dtype: torch.dtype):
     """Gains up to 100 and beyond. In fp32 the queries are almost their keys: weights are 0 and 1 but for little, and
     gradients small differences."""
-    case = make(40, 64, dtype, heads=5)
+    case = make(24, 32, dtype, heads=5)
     scale = torch.tensor([4.0, 4.5, LN_100, 5.0, 50.0])
     case = replace(case, q=case.k + 0.3 * case.q if dtype == torch.float32 else case.q, head_log_scale=scale)
     assert_right(case, training_step)
