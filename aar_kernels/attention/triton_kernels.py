@@ -26,11 +26,12 @@ EPSILON = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
 LARGEST_INVERSE = tl.constexpr(0.9999e12)  # of a norm above EPSILON, but for rounding
 TINY = tl.constexpr(1e-37)
 
-# Pinned block sizes: queries, keys, warps, stages, by kernel, bytes of an element and padded head_dim (64 is 32 too). Autotuning is no option, it would time itself inside a user's step. Chosen ahead of time, none of it measured on a
-# device: the largest tiles of those tried that spill nothing. 64 rows rather than 128 because the published 455 tokens
-# are few blocks, and the fewer rows a block has, the fewer keys it takes that most of its rows do not see.
-# fp32 products do not run on tensor cores, and hold their operands in registers whole: hence the small tiles, and the
-# spills of head_dim 128 that remain there.
+# Pinned block sizes: queries, keys, warps, stages, by kernel, bytes of an element and padded head_dim (64 is 32 too).
+# Autotuning is no option, it would time itself inside a user's step. Chosen ahead of time, none measured on a device:
+# the largest tiles of those tried that spill nothing. 64 rows rather than 128 because the published 455 tokens are few
+# blocks, and the fewer rows a block has, the fewer keys it takes that most of its rows do not see. fp32 products do
+# not run on tensor cores, and hold their operands in registers whole: hence the small tiles, and the spills of
+# head_dim 128 that remain there.
 BLOCKS = {
     ("forward", 2, 64): (64, 64, 4, 3), ("forward", 2, 128): (64, 64, 8, 2),
     ("forward", 4, 64): (32, 32, 4, 2), ("forward", 4, 128): (32, 32, 8, 2),
