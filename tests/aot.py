@@ -32,13 +32,13 @@ class Resources:
 
 
 def compile_kernel(
-    kernel, pointers: Mapping[str, str | None], constants: Mapping[str, object], capability: int
+    kernel, pointers: Mapping[str, str | tuple[str, ...] | None], constants: Mapping[str, object], capability: int
 ):
     """Compile ``kernel`` for sm_``capability``.
 
-    ``pointers`` gives the types of the pointers that are passed, aligned as PyTorch's are; an argument that
-    is neither there nor in ``constants`` is an int32 if its values are not specialised, else None.
-    ``constants`` also holds the launch options of `OPTIONS`."""
+    ``pointers`` gives the types of the pointers that are passed, aligned as PyTorch's are, of other numbers, and as
+    a tuple those of strides, all divisible by 16; an argument that is neither there nor in ``constants`` is an int32
+    if its values are not specialised, else None. ``constants`` also holds the launch options of `OPTIONS`."""
     options = {name: constants[name] for name in OPTIONS if name in constants}
     numbers = {kernel.arg_names[i] if isinstance(i, int) else i for i in kernel.do_not_specialize}
     types, values, attributes = {}, {}, {}
@@ -46,6 +46,8 @@ def compile_kernel(
         types[name] = pointers.get(name) or ("i32" if name in numbers else "constexpr")
         if types[name] == "constexpr":
             values[i,] = constants.get(name)
+        elif isinstance(types[name], tuple):
+            attributes |= {(i, j): [["tt.divisibility", 16]] for j in range(len(types[name]))}
         elif types[name][0] == "*":
             attributes[i,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, types, values, attributes)
@@ -65,11 +67,11 @@ def resources(compiled) -> Resources:
     return Resources(registers, stack, compiled.metadata.shared, compiled.metadata.num_warps)
 
 
-def record(path: Path, figures: Mapping[str, Mapping[str, Resources]]) -> None:
-    """Write the resources of kernels, by target and name, beside the compiler's version."""
+def record(path: Path, operator: str, figures: Mapping[str, Mapping[str, Resources]]) -> None:
+    """Write the resources of an operator's kernels, by target and name, beside the compiler's version. Those of the
+    other operators stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {
-        target: {name: asdict(used) for name, used in kernels.items()} for target, kernels in figures.items()
-    }
-    report = {"compiled ahead of time, not run": True, "triton": triton.__version__, "kernels": plain}
+    report = json.loads(path.read_text()) if path.exists() else {"compiled ahead of time, not run": True}
+    plain = {target: {name: asdict(used) for name, used in kernels.items()} for target, kernels in figures.items()}
+    report[operator] = {"triton": triton.__version__, "kernels": plain}
     path.write_text(json.dumps(report, indent=1) + "\n")

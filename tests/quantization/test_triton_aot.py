@@ -97,7 +97,7 @@ def main() -> None:
         for capability in aot.SHARED_MEMORY
         for dim in (64, 128)
     }
-    aot.record(Path(__file__).parents[2] / "benchmarks" / "results" / "triton_aot.json", figures)
+    aot.record(Path(__file__).parents[2] / "benchmarks" / "results" / "triton_aot.json", "quantization", figures)
 
 
 if __name__ == "__main__":

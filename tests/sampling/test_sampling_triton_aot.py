@@ -64,7 +64,7 @@ def main() -> None:
         }
         for capability, vocabulary in itertools.product(aot.SHARED_MEMORY, (1024, kernels.MAX_VOCABULARY))
     }
-    aot.record(Path(__file__).parents[2] / "benchmarks" / "results" / "triton_aot_sampling.json", figures)
+    aot.record(Path(__file__).parents[2] / "benchmarks" / "results" / "triton_aot.json", "sampling", figures)
 
 
 if __name__ == "__main__":
