@@ -28,15 +28,17 @@ def cases(options: Namespace) -> Iterator[Case]:
     for K, N, activation in LAYERS:
         weight, bias = torch.randn(N, K, generator=generator) / K**0.5, torch.randn(N, generator=generator)
         for dtype in (torch.float32, torch.bfloat16, torch.int8):
-            layers = _layers(weight, bias, activation, dtype)
             for rows in ROWS:
+                layers = _layers(weight, bias, activation, dtype, rows)
                 yield _case(torch.randn(rows, K, generator=generator), weight, activation, dtype, layers)
 
 
 Layer = Callable[[Tensor], Tensor]
 
 
-def _layers(weight: Tensor, bias: Tensor, activation: str | None, dtype: torch.dtype) -> dict[str, list[Layer]]:
+def _layers(
+    weight: Tensor, bias: Tensor, activation: str | None, dtype: torch.dtype, rows: int
+) -> dict[str, list[Layer]]:
     """Each variant as a list of copies of the layer."""
 
     def ours() -> Layer:
@@ -53,7 +55,7 @@ def _layers(weight: Tensor, bias: Tensor, activation: str | None, dtype: torch.d
         return make
 
     def onednn() -> Layer:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), None)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)  # in the layout that it prefers for them
         fused = ("none", [], "") if activation is None else ("gelu", [], "tanh")
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, *fused)
 
