@@ -36,12 +36,17 @@ def linear(
         ``[..., N]`` in x's dtype.
     """
     _check(x, packed, bias, activation)
-    rows = x.reshape(-1, packed.K)
-    rows = rows if x.dtype == torch.float64 else rows.float()
-    bias = None if bias is None else bias.detach().to(rows.dtype)
+    # Each call below that can be spared is spared: with one row, a small layer takes as long as a dozen of them.
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    if x.dtype not in (torch.float32, torch.float64):
+        rows = rows.float()
+    if bias is not None and bias.dtype != rows.dtype:
+        bias = bias.to(rows.dtype)
     name = dispatch.select("linear_forward", rows, packed.data, packed.scale, bias, backend=backend)
     out = ops.call(rows, packed.data, packed.scale, bias, packed.N, activation == "gelu_tanh", name)
-    return out.view(*x.shape[:-1], packed.N).to(x.dtype)
+    if x.dim() != 2:
+        out = out.view(*x.shape[:-1], packed.N)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str | None) -> None:

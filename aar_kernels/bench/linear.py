@@ -1,0 +1,97 @@
+"""Linear layers with packed weights at inference, against PyTorch's own, and oneDNN's with prepacked weights.
+
+The layers are those of an AAR of depth 16. Each variant goes through so many copies of its weight that they come from
+memory, as they do in a model. Weights in bf16 and int8 are compared with what one would run without them: the same
+numbers in fp32.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..linear import linear, pack
+from .measure import Case, Variant
+
+LAYERS = ((1024, 3072, None), (1024, 1024, None), (1024, 4096, "gelu_tanh"), (4096, 1024, None))  # K, N, activation
+ROWS = (1, 2, 12, 24, 62, 150)
+WORKING_SET = 96 * 2**20  # bytes of all copies of a weight: three times this machine's last-level cache
+
+
+def cases(options: Namespace) -> Iterator[Case]:
+    generator = torch.Generator().manual_seed(0)
+    for K, N, activation in LAYERS:
+        weight, bias = torch.randn(N, K, generator=generator) / K**0.5, torch.randn(N, generator=generator)
+        for dtype in (torch.float32, torch.bfloat16, torch.int8):
+            for rows in ROWS:
+                layers = _layers(weight, bias, activation, dtype, rows)
+                yield _case(torch.randn(rows, K, generator=generator), weight, activation, dtype, layers)
+
+
+Layer = Callable[[Tensor], Tensor]
+
+
+def _layers(
+    weight: Tensor, bias: Tensor, activation: str | None, dtype: torch.dtype, rows: int
+) -> dict[str, list[Layer]]:
+    """Each variant as a list of copies of the layer."""
+
+    def ours() -> Layer:
+        packed = pack(weight, dtype=dtype)
+        return lambda x: linear(x, packed, bias, activation=activation)
+
+    def eager(dtype: torch.dtype) -> Callable[[], Layer]:
+        def make() -> Layer:
+            copy, bias_copy = numbers.to(dtype, copy=True), bias.to(dtype)
+            if activation is None:
+                return lambda x: F.linear(x.to(dtype), copy, bias_copy)
+            return lambda x: F.gelu(F.linear(x.to(dtype), copy, bias_copy), approximate="tanh")
+
+        return make
+
+    def onednn() -> Layer:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)  # in the layout that it prefers for them
+        fused = ("none", [], "") if activation is None else ("gelu", [], "tanh")
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, *fused)
+
+    numbers, count = pack(weight, dtype=dtype).dequantize(), weight.numel()
+    makers = {"ours": (ours, dtype.itemsize), "eager fp32": (eager(torch.float32), 4)}
+    if dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        makers["oneDNN, prepacked"] = (onednn, 4)
+    if dtype == torch.bfloat16:
+        makers["eager bf16"] = (eager(torch.bfloat16), 2)
+    return {
+        name: [make() for _ in range(-(-WORKING_SET // (size * count)))] for name, (make, size) in makers.items()
+    }
+
+
+def _case(x: Tensor, weight: Tensor, activation: str | None, dtype: torch.dtype, layers: dict) -> Case:
+    def variant(copies: list[Layer]) -> Variant:
+        turn = cycle(copies)
+
+        @torch.no_grad()
+        def run() -> Tensor:
+            return next(turn)(x)
+
+        return run
+
+    variants = {name: variant(copies) for name, copies in layers.items()}
+
+    def check() -> str:
+        results = {name: run().float() for name, run in variants.items()}
+        exact = results["eager fp32"]
+        for name, result in results.items():
+            error = ((result - exact).norm() / exact.norm()).item()
+            if not error < (2e-2 if name == "eager bf16" else 1e-5):  # that one also rounds x and the result
+                return f"{name}: relative difference {error:.1e} from eager fp32"
+        return ""
+
+    (N, K), rows = weight.shape, len(x)
+    name = f"linear, {str(dtype).removeprefix('torch.')}" + (", gelu" if activation else "")
+    numbers = 4 * rows * (K + N) + dtype.itemsize * N * K
+    return Case(name, f"{K}->{N}, {rows} rows", variants, check, 2 * rows * N * K, numbers)
