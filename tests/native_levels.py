@@ -32,7 +32,7 @@ def detected() -> list[str]:
 
 
 def run_equality(script: Path, level: str, cases: int, environment: dict[str, str]) -> None:
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(script.parent), str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "AAR_KERNELS_ISA": level} | environment
     done = subprocess.run(
         [sys.executable, str(script), level, str(cases)], env=environment, capture_output=True, text=True

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from attention_cases import attention_case, by_steps, forward_and_gradients
 from helpers import require
+from native_levels import LEVELS, check_level, check_sanitized
 
-from aar_kernels import ScaleSchedule, build
+from aar_kernels import ScaleSchedule
 from aar_kernels.attention import scale_attention
 
-HERE = Path(__file__).parent
-LEVELS = ("portable", "avx2", "avx512")
-SANITIZED = {"ASAN_OPTIONS": "detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000"}
+SCRIPT = Path(__file__).parent / "attention_equality.py"
 
 
 @pytest.fixture(autouse=True)
@@ -25,62 +21,13 @@ def native():
     return require("attention_forward", "native")
 
 
-def detected() -> list[str]:
-    report = dict(part.split("=") for part in torch.ops.aar_native.isa_report().split(";"))
-    return report["detected"].split(",")
-
-
-def run_equality(level: str, cases: int, **environment: str) -> None:
-    paths = os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "AAR_KERNELS_ISA": level} | environment
-    command = [sys.executable, str(HERE / "attention_equality.py"), level, str(cases)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.endswith("equal\n")
-
-
 @pytest.mark.parametrize("level", LEVELS)
 def test_instruction_set(level):
-    """With memory from malloc full of large numbers, so that scratch which is read unwritten changes the result."""
-    if level not in detected():
-        pytest.skip(f"{level}: this processor has {detected()}")
-    run_equality(level, 8, MALLOC_PERTURB_="128")
+    check_level(SCRIPT, level, cases=8)
 
 
-@pytest.fixture(scope="module")
-def sanitizer_runtime() -> str:
-    """What must be loaded before Python: the runtime, and libstdc++, whose exceptions it intercepts."""
-    compiler = os.environ.get("CXX", "c++").split()
-    paths = []
-    for name in ("libasan.so", "libstdc++.so"):
-        try:
-            done = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True)
-        except OSError as error:
-            pytest.skip(f"no compiler: {error}")
-        path = Path(done.stdout.strip())
-        if not path.is_absolute():
-            pytest.skip(f"{' '.join(compiler)} has no {name}")
-        paths.append(str(path.resolve()))
-    return os.pathsep.join(paths)
-
-
-def test_sanitizers(sanitizer_runtime, tmp_path):
-    """AddressSanitizer and UndefinedBehaviorSanitizer find nothing, at any level, with all of malloc's memory NaN."""
-    record = build.build(tmp_path / "library", tmp_path / "objects", sanitize="address,undefined")
-    assert "_native_torch" in record["built"], record["left_out"]
-    for level in detected():
-        library = {"AAR_KERNELS_LIBRARY_DIR": str(tmp_path / "library"), "LD_PRELOAD": sanitizer_runtime}
-        run_equality(level, 3, **library, **SANITIZED)
-
-
-def test_vectors_wider_than_this_machine(sanitizer_runtime, tmp_path, monkeypatch):
-    """The tiling of AVX-512 (16 lanes, 32 registers) in portable code, under the sanitizers: what differs from the
-    real level is then a few instructions."""
-    monkeypatch.setenv("CXX", os.environ.get("CXX", "c++") + " -DAAR_LANES=16")
-    record = build.build(tmp_path / "library", tmp_path / "objects", sanitize="address,undefined")
-    assert "_native_torch" in record["built"], record["left_out"]
-    library = {"AAR_KERNELS_LIBRARY_DIR": str(tmp_path / "library"), "LD_PRELOAD": sanitizer_runtime}
-    run_equality("portable", 3, **library, **SANITIZED)
+def test_sanitizers():
+    check_sanitized(SCRIPT, cases=3)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
