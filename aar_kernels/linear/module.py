@@ -39,8 +39,10 @@ class PackedLinear(nn.Module):
         return linear(x, self.packed, self.bias, activation=self.activation, backend=backend)
 
     def _apply(self, function, recurse: bool = True) -> PackedLinear:
-        device = self.data.device
+        device, scale = self.data.device, self.scale
         super()._apply(function, recurse)
+        if scale is not None:  # it is part of the numbers, and stays fp32 where the module becomes bf16
+            self.scale = scale.to(self.data.device)
         if self.data.device.type != device.type:  # each kind of device has its own layout
             self.data, self.scale, _ = self.packed.to(self.data.device)
         return self
