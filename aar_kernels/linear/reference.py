@@ -6,6 +6,7 @@ The weight is what its stored numbers stand for; activations are not quantised. 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
