@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+import torch._dynamo.testing
 from cases import as_dtype, make_case
 
 from aar_kernels import ScaleSchedule, quantization, use_backend

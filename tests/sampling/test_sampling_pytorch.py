@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
 from sampling_cases import draw_call
 
 from aar_kernels.sampling import sample
