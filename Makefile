@@ -11,8 +11,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.t
 demo: build
 	$(BIN)/aar demo $(OUT)
 
+# One thread each, and as many processes as there are cores: most tests are too small for two threads.
 test: build
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 build: $(INSTALLED)
 	$(BIN)/python -m aar_kernels.build

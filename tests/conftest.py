@@ -19,6 +19,17 @@ def nan_filled_empty():
     torch.use_deterministic_algorithms(False)
 
 
+def pytest_sessionfinish(session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["margins"] = MARGINS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """Of pytest-xdist: what a process of its own found is told by the one that prints."""
+    MARGINS.extend(getattr(node, "workeroutput", {}).get("margins", []))
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     if MARGINS:
         codes, differ, widest = zip(*MARGINS, strict=True)

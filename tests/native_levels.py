@@ -15,6 +15,7 @@ from unittest import mock
 
 import pytest
 import torch
+from filelock import FileLock
 
 from aar_kernels import build
 
@@ -64,7 +65,12 @@ def _sanitized() -> dict[str, str]:
     runtime, directory = _runtime(), TESTS.parent / "build" / "sanitized"
     compiler = os.environ.get("CXX", "c++") + " -DAAR_LANES=16"
     library = {"_native_torch": build.TARGETS["_native_torch"]}
-    with mock.patch.dict(os.environ, CXX=compiler), mock.patch.object(build, "TARGETS", library):
+    directory.mkdir(parents=True, exist_ok=True)
+    with (
+        FileLock(directory / "lock"),  # of the processes that share the tests
+        mock.patch.dict(os.environ, CXX=compiler),
+        mock.patch.object(build, "TARGETS", library),
+    ):
         record = build.build(directory / "library", directory / "objects", sanitize="address,undefined")
     assert "_native_torch" in record["built"], record["left_out"]
     return {

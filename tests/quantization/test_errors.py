@@ -125,15 +125,16 @@ def test_the_module_checks_its_own_channels(backend):
 
 
 def test_an_unknown_backend():
-    with pytest.raises(ValueError, match=r"unknown backend 'fortran'; one of native, triton, reference"):
+    with pytest.raises(ValueError, match=r"unknown backend 'fortran'; one of native, flash, triton, reference"):
         quantization.encode(X, LEVELS, backend="fortran")
 
 
 def test_a_forced_backend_that_cannot_run_says_why_for_all():
     with pytest.raises(BackendError) as error:
         quantization.decode(CODES, as_dtype(LEVELS, torch.float64), backend="native")
-    native, triton, reference = str(error.value).splitlines()[1:]
+    native, flash, triton, reference = str(error.value).splitlines()[1:]
     assert native.startswith("  native: ")
+    assert flash == "  flash: has no kernel for this operator"
     assert triton.startswith("  triton: ")
     assert reference == "  reference: can run this call, but another backend was asked for"
 
