@@ -16,24 +16,18 @@ import torch
 import triton
 from torch import Tensor
 
+from .._triton import unavailable, wrong_device  # noqa: F401
 from . import triton_kernels as kernels
 from .reference import LARGEST_LOG_SCALE
 
-INTERPRETED = triton.knobs.runtime.interpret  # read once, as Triton does when it decorates the kernels
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 T = TypeVar("T")
 
 
-def unavailable() -> str | None:
-    if not INTERPRETED and (torch.version.cuda is None or not torch.cuda.is_available()):
-        return "no CUDA device; set TRITON_INTERPRET=1 to interpret on CPU"
-    return None
-
-
 def unsupported(problem) -> str | None:
-    if problem.device != "cuda" and not INTERPRETED:
-        return "runs on CUDA; set TRITON_INTERPRET=1 to interpret on CPU"
+    if reason := wrong_device(problem):
+        return reason
     if problem.dtype not in DTYPES:
         return f"float32, bfloat16 or float16 only, got {problem.dtype}"
     if not 32 <= problem.dim <= 128:

@@ -6,22 +6,16 @@ import torch
 import triton
 from torch import Tensor
 
+from .._triton import unavailable, wrong_device  # noqa: F401
 from . import triton_kernels as kernels
 from .common import contiguous, rows
 
-INTERPRETED = triton.knobs.runtime.interpret  # read once, as Triton does when it decorates the kernels
 MAX_CHANNELS = 16384  # of a row that one program holds
 
 
-def unavailable() -> str | None:
-    if not INTERPRETED and (torch.version.cuda is None or not torch.cuda.is_available()):
-        return "no CUDA device; set TRITON_INTERPRET=1 to interpret on CPU"
-    return None
-
-
 def unsupported(problem) -> str | None:
-    if problem.device != "cuda" and not INTERPRETED:
-        return "runs on CUDA; set TRITON_INTERPRET=1 to interpret on CPU"
+    if reason := wrong_device(problem):
+        return reason
     if problem.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"x must be fp32, bf16 or fp16, got {problem.dtype}"
     if problem.dim is not None and problem.dim > MAX_CHANNELS:

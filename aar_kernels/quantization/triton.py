@@ -17,11 +17,11 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from .._triton import unavailable, wrong_device  # noqa: F401
 from ..cache import DerivedCache
 from . import triton_kernels as kernels
 from .common import fold
 
-INTERPRETED = triton.knobs.runtime.interpret  # read once, as Triton does when it decorates the kernels
 TABLE_LIMIT = 512 << 20  # bytes of tables that may exist at once; beyond it they are built scale by scale
 INT32_MAX = (1 << 31) - 1
 
@@ -29,15 +29,9 @@ T = TypeVar("T")
 _derived: DerivedCache[dict] = DerivedCache()
 
 
-def unavailable() -> str | None:
-    if not INTERPRETED and (torch.version.cuda is None or not torch.cuda.is_available()):
-        return "no CUDA device; set TRITON_INTERPRET=1 to interpret on CPU"
-    return None
-
-
 def unsupported(problem) -> str | None:
-    if problem.device != "cuda" and not INTERPRETED:
-        return "runs on CUDA; set TRITON_INTERPRET=1 to interpret on CPU"
+    if reason := wrong_device(problem):
+        return reason
     if problem.dtype != torch.float32:
         return f"float32 codebooks only, got {problem.dtype}"
     if problem.needs_grad:

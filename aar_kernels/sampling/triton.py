@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
+from .._triton import unavailable, wrong_device  # noqa: F401
 from . import triton_kernels as kernels
 from .common import MESSAGE, factors
 
-INTERPRETED = triton.knobs.runtime.interpret  # read once, as Triton does when it decorates the kernels
-
-
-def unavailable() -> str | None:
-    if not INTERPRETED and (torch.version.cuda is None or not torch.cuda.is_available()):
-        return "no CUDA device; set TRITON_INTERPRET=1 to interpret on CPU"
-    return None
-
 
 def unsupported(problem) -> str | None:
-    if problem.device != "cuda" and not INTERPRETED:
-        return "runs on CUDA; set TRITON_INTERPRET=1 to interpret on CPU"
+    if reason := wrong_device(problem):
+        return reason
     if problem.dim > kernels.MAX_VOCABULARY:
         return f"at most {kernels.MAX_VOCABULARY} codes, got {problem.dim}"
     return None

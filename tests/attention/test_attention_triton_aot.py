@@ -74,7 +74,7 @@ def test_what_it_refuses():
     assert "float32, bfloat16 or float16 only" in reason(dtype=torch.float64)
     assert "head_dim 32 to 128 only" in reason(dim=16)
     assert "head_dim 32 to 128 only" in reason(dim=129)
-    if not backend.INTERPRETED:
+    if not triton.knobs.runtime.interpret:
         assert "set TRITON_INTERPRET=1" in reason(device="cpu")
 
 

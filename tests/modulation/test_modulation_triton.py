@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+import interpreter
 from modulation_cases import DTYPES, assert_accurate, forward, make_case, training_step
 
 
@@ -78,16 +75,4 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.aar_kernels.modulation_forward.default, arguments)
 
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    # Triton reads the variable when a kernel is decorated, and other tests want the same kernels compiled:
-    # the tests above run in a process of their own, started by the only one that is collected here.
-    for _name in [name for name in globals() if name.startswith("test_")]:
-        del globals()[_name]
-
-    def test_in_the_interpreter():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        root = Path(__file__).parents[2]
-        result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
-        print(result.stdout)
-        assert result.returncode == 0, result.stderr
+interpreter.isolate(globals())

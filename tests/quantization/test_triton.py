@@ -3,11 +3,7 @@ slow."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+import interpreter
 from cases import Case, as_dtype, assert_codes, replay
 from helpers import assert_as_accurate
 
@@ -244,18 +241,4 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.aar_kernels.msrq_quantize, arguments)
 
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    # Triton reads the variable when a kernel is decorated, and other tests want the same kernels compiled:
-    # the tests above run in a process of their own, started by the only one that is collected here.
-    for _name in [name for name in globals() if name.startswith("test_")]:
-        del globals()[_name]
-
-    def test_in_the_interpreter():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        root = Path(__file__).parents[2]
-        result = subprocess.run(
-            command, env=environment, cwd=root, capture_output=True, text=True, check=False
-        )
-        print(result.stdout)
-        assert result.returncode == 0, result.stderr
+interpreter.isolate(globals())

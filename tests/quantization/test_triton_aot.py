@@ -85,7 +85,7 @@ def test_what_it_refuses():
     assert reason(deterministic=True) is None
     assert "float32 codebooks only" in reason(dtype=torch.float64)
     assert "not differentiable" in reason(needs_grad=True)
-    if not backend.INTERPRETED:
+    if not triton.knobs.runtime.interpret:
         assert "set TRITON_INTERPRET=1" in reason(device="cpu")
 
 

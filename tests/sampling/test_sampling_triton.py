@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+import interpreter
 from sampling_cases import draw_call, hard_rows
 from test_sampling_equality import assert_equal_codes, assert_equal_weights
 from test_sampling_errors import GOOD, INF, NAN
@@ -71,16 +67,4 @@ def test_views_and_opcheck():
     torch.library.opcheck(torch.ops.aar_kernels.sampling_sample.default, arguments)
 
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    # Triton reads the variable when a kernel is decorated, and other tests want the same kernels compiled:
-    # the tests above run in a process of their own, started by the only one that is collected here.
-    for _name in [name for name in globals() if name.startswith("test_")]:
-        del globals()[_name]
-
-    def test_in_the_interpreter():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        root = Path(__file__).parents[2]
-        result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
-        print(result.stdout)
-        assert result.returncode == 0, result.stderr
+interpreter.isolate(globals())

@@ -50,7 +50,7 @@ def test_what_it_refuses():
     assert reason() is None
     assert reason(deterministic=True) is None
     assert "at most 16384 codes" in reason(dim=16385)
-    if not backend.INTERPRETED:
+    if not triton.knobs.runtime.interpret:
         assert "set TRITON_INTERPRET=1" in reason(device="cpu")
 
 
