@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..atomic import replacing
 from ..audio import AUDIO_SUFFIXES
 from ..errors import AarError
@@ -20,12 +22,12 @@ from .sentences import sentences
 
 __all__ = ["NAMES", "Fetched", "add_to_sources", "fetch"]
 
-# Package -> (folder in the package, label) of what is taken; the first that fits counts.
+# Package -> (folder or Doom archive in the package, label) of what is taken; the first that fits counts.
 _PACKAGES = {
     "hedgewars-data": (("Data/Sounds/voices", "speech"), ("Data/Sounds", "effects"), ("Data/Music", "music")),
     "warzone2100-music": (("music", "music"),),
     "wesnoth-music": (("data/core/music", "music"),),
-    "freedoom": (("doom", "effects"),),
+    "freedoom": (("doom/freedoom2.wad", "effects"),),  # freedoom1.wad holds most of the same
 }
 _SPEECH = "flite"
 NAMES = (*_PACKAGES, _SPEECH)
@@ -99,19 +101,16 @@ def _unpack(package: str, folder: Path) -> tuple[Path, str]:
 
 
 def _take(top: Path, target: Path) -> int:
-    """Moves the recordings below a folder; returns how many."""
-    count = 0
-    for path in sorted(top.rglob("*")):
-        if not path.is_file() or path.is_symlink():
-            continue
-        if path.suffix == ".wad":
-            count += _write_lumps(path, target / path.stem)
-        elif path.suffix.lower() in AUDIO_SUFFIXES:
-            place = target / path.relative_to(top)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, place)
-            count += 1
-    return count
+    """Moves the recordings below a folder, or writes those of a Doom archive; returns how many."""
+    if top.suffix == ".wad":
+        return _write_lumps(top, target)
+    found = [path for path in sorted(top.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()]
+    recordings = [path for path in found if not path.is_symlink()]
+    for path in recordings:
+        place = target / path.relative_to(top)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, place)
+    return len(recordings)
 
 
 def _write_lumps(path: Path, target: Path) -> int:
@@ -151,12 +150,12 @@ def _speak(out: Path, folder: Path) -> Fetched:
     else:
         version = _run("dpkg-query", "-W", "-f", "${Version}", "flite")
     target = out / "speech" / "flite"
-    for voice in _VOICES:
-        (target / voice).mkdir(parents=True, exist_ok=True)
-        for number, sentence in enumerate(sentences()):
-            place = str(target / voice / f"{number:03d}.wav")
-            _run(program, "-voice", voice, "-t", sentence, "-o", place, env=environment)
-    return _finish("flite", version, Counter(speech=len(_VOICES) * len(sentences())), root, out)
+    jobs = [(voice, number) for voice in _VOICES for number in range(len(sentences()))]
+    for voice, number in tqdm(jobs, "speaking", unit=" sentences", delay=2, leave=False):
+        place = target / voice / f"{number:03d}.wav"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _run(program, "-voice", voice, "-t", sentences()[number], "-o", str(place), env=environment)
+    return _finish("flite", version, Counter(speech=len(jobs)), root, out)
 
 
 def _finish(package: str, version: str, counts: Counter[str], root: Path, out: Path) -> Fetched:
