@@ -30,6 +30,7 @@ _PACKAGES = {
     "freedoom": (("doom/freedoom2.wad", "effects"),),  # freedoom1.wad holds most of the same
 }
 _SPEECH = "flite"
+_INSTALLED = Path("/")
 NAMES = (*_PACKAGES, _SPEECH)
 
 # Not flite's awb_time, which can only tell the time.
@@ -40,13 +41,12 @@ _LICENCES = "licences"
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came of one package: recordings by label, its licence file, and the short names of licences in that."""
+    """What came of one package: recordings by label, and the text of its licences, which covers all of its source."""
 
     package: str
     version: str
     recordings: dict[str, int]
     licence: Path
-    licence_names: tuple[str, ...]
 
 
 def fetch(name: str, out: Path) -> Fetched:
@@ -71,12 +71,13 @@ def fetch(name: str, out: Path) -> Fetched:
 def add_to_sources(out: Path, fetched: Fetched) -> None:
     """Writes the package's row into ``out/SOURCES.md``."""
     path = out / "SOURCES.md"
-    head = ["# Where the recordings come from", "", "Debian packages; the recordings are unchanged unless noted.", ""]
-    head += ["| package | version | recordings | licences | text |", "|---|---|---|---|---|"]
+    head = ["# Where the recordings come from", "", "Debian packages. Recordings are unchanged, but freedoom's are taken out"]
+    head += ["of its archive into wav files, and flite's were spoken by it.", ""]
+    head += ["| package | version | recordings | licences |", "|---|---|---|---|"]
     kept = path.read_text().splitlines()[len(head) :] if path.exists() else []
     rows = {row.split("|")[1].strip(): row for row in kept if row.startswith("|")}
     labels = ", ".join(f"{count} in {label}/" for label, count in fetched.recordings.items())
-    cells = fetched.package, fetched.version, labels, ", ".join(fetched.licence_names), fetched.licence.relative_to(out)
+    cells = fetched.package, fetched.version, labels, fetched.licence.relative_to(out)
     rows[fetched.package] = f"| {' | '.join(map(str, cells))} |"
     with replacing(path) as beside:
         beside.write_text("\n".join([*head, *(rows[package] for package in sorted(rows))]) + "\n")
@@ -140,7 +141,7 @@ def _lumps(archive: bytes) -> Iterator[tuple[str, int, bytes]]:
 
 def _speak(out: Path, folder: Path) -> Fetched:
     program, environment = shutil.which("flite"), None
-    root, version = Path("/"), ""
+    root = _INSTALLED
     if program is None:
         _unpack("libflite1", folder)
         root, version = _unpack("flite", folder)
@@ -165,8 +166,7 @@ def _finish(package: str, version: str, counts: Counter[str], root: Path, out: P
     licence = out / _LICENCES / f"{package}.txt"
     licence.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(root / "usr/share/doc" / package / "copyright", licence)
-    names = sorted(set(re.findall(r"^License: *(\S.*?) *$", licence.read_text(errors="replace"), re.MULTILINE)))
-    return Fetched(package, version, dict(counts), licence, tuple(names) or ("see the text",))
+    return Fetched(package, version, dict(counts), licence)
 
 
 def _run(*command: str, **options) -> str:
