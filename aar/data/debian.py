@@ -37,6 +37,15 @@ NAMES = (*_PACKAGES, _SPEECH)
 _VOICES = ("kal", "kal16", "awb", "rms", "slt")
 
 _LICENCES = "licences"
+_SOURCES = """\
+# Where the recordings come from
+
+Debian packages. Recordings are unchanged, but freedoom's are taken out of its archive into wav files, and flite's were
+spoken by it.
+
+| package | version | recordings | licences |
+|---|---|---|---|
+"""
 
 
 @dataclass(frozen=True)
@@ -71,9 +80,7 @@ def fetch(name: str, out: Path) -> Fetched:
 def add_to_sources(out: Path, fetched: Fetched) -> None:
     """Writes the package's row into ``out/SOURCES.md``."""
     path = out / "SOURCES.md"
-    head = ["# Where the recordings come from", "", "Debian packages. Recordings are unchanged, but freedoom's are taken out"]
-    head += ["of its archive into wav files, and flite's were spoken by it.", ""]
-    head += ["| package | version | recordings | licences |", "|---|---|---|---|"]
+    head = _SOURCES.splitlines()
     kept = path.read_text().splitlines()[len(head) :] if path.exists() else []
     rows = {row.split("|")[1].strip(): row for row in kept if row.startswith("|")}
     labels = ", ".join(f"{count} in {label}/" for label, count in fetched.recordings.items())
