@@ -68,15 +68,15 @@ def test_layers_dilate_time_and_halve_bins(discriminator):
 
 def test_gradients_reach_the_wave_and_every_weight(discriminator):
     real, fake = noise(2, 1, 4096, seed=2), noise(2, 1, 4096, seed=3).requires_grad_()
-    # A head's bias is pulled up by the one and down by the other, as strongly while all logits are within 1.
-    parameters = [p for name, p in discriminator.named_parameters() if not name.endswith("head.bias")]
     judged, target = discriminator(fake), discriminator(real)
     for loss in (losses.generator_hinge_loss(judged), losses.feature_matching_loss(target, judged)):
         (gradient,) = torch.autograd.grad(loss, fake, retain_graph=True)
         assert gradient.isfinite().all()
         assert (gradient != 0).float().mean() > 0.99
-    loss = losses.discriminator_hinge_loss(target, discriminator(fake.detach()))
-    gradients = torch.autograd.grad(loss, parameters)
+    # Of the recordings alone: as long as all logits are within 1, the other half of the loss pulls biases back as much.
+    silent = [Judgement(torch.full((1,), -2.0), []) for _ in WINDOWS]
+    loss = losses.discriminator_hinge_loss(target, silent)
+    gradients = torch.autograd.grad(loss, list(discriminator.parameters()))
     assert all(g.isfinite().all() and g.any() for g in gradients)
 
 
