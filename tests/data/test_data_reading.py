@@ -97,6 +97,29 @@ def test_broken_recordings(tmp_path, name, packed):
         read_crop(recording, 0.999, 9000, 24000)
 
 
+@pytest.mark.parametrize(("missing", "sound"), [(0.2, True), (0.3, False)])
+def test_headers_may_promise_a_little_more(tmp_path, monkeypatch, missing, sound):
+    recording = Recording(write(tmp_path / "a.wav", signal(2.0)))
+    whole = read_recording(recording, 24000)
+    read, left = soundfile.SoundFile.read, round((2.0 - missing) * 24000)
+
+    def short(self, frames, **options):
+        return read(self, max(min(frames, left - self.tell()), 0), **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", short)
+    if sound:
+        for rate in (24000, 16000):
+            wave = read_recording(recording, rate)
+            assert len(wave) == 2 * rate
+            assert wave[round((2.0 - missing) * rate) + 500 :].abs().max() < TOLERANCE
+        torch.testing.assert_close(read_recording(recording, 24000)[:left], whole[:left], rtol=0, atol=0)
+        with pytest.raises(AudioError, match="cut off"):
+            read_crop(recording, 0.999, 2000, 24000)  # nothing of it is left
+    else:
+        with pytest.raises(AudioError, match=r"a\.wav: is cut off at 1\.70 s"):
+            read_recording(recording, 24000)
+
+
 def test_start_beyond_the_end(tmp_path):
     path = write(tmp_path / "a.wav", signal(0.5))
     with pytest.raises(AudioError, match=r"a\.wav: ends before 2 s"):
