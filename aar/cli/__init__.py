@@ -23,6 +23,8 @@ examples:
   aar decode tokens/ heard/ --model sat.pth                          and back, as wav
   aar sample made/ --model aar.pth --tokenizer sat.pth --text "rain on a roof"   new sounds
   aar info tokens/speech.aart                                        what the file holds
+  aar data fetch freedoom flite sounds/                              recordings to train on, out of Debian packages
+  aar evaluate sounds/ --model DIR --json metrics.json               distances per scale, use of codes
   aar demo                                                           train a small model and hear it
 """
 

@@ -58,8 +58,9 @@ class WaveCache:
         self._make_room(max_bytes - room, max_bytes)
 
     def wave(self, recording: Recording) -> np.ndarray | None:
-        """``[N]`` int16, mapped or just decoded; None for a recording to read piece by piece: it is not kept, or as fast
-        to read itself, or broken somewhere, when other pieces may still be sound.
+        """``[N]`` int16, mapped or just decoded; None for a recording to read piece by piece.
+
+        That is one which is not kept, is as fast to read itself, or is broken somewhere, when other pieces may be sound.
         """
         if recording not in self._kept or self._full:
             return None
