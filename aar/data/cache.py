@@ -60,7 +60,7 @@ class WaveCache:
     def wave(self, recording: Recording) -> np.ndarray | None:
         """``[N]`` int16, mapped or just decoded; None for a recording to read piece by piece.
 
-        That is one which is not kept, is as fast to read itself, or is broken somewhere, when other pieces may be sound.
+        That is one which is not kept, is as fast to read itself, or is broken somewhere but may be sound elsewhere.
         """
         if recording not in self._kept or self._full:
             return None
