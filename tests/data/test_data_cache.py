@@ -57,16 +57,17 @@ def test_decoded_once(root, tmp_path, decoded):
 
 
 @pytest.mark.parametrize("changes", ["time", "size"])
-def test_changed_recording_is_decoded_again(root, tmp_path, decoded, changes):
-    recordings = find_audio(root / "music" / "f.mp3")
-    before_time = (root / "music" / "f.mp3").stat().st_mtime_ns
+def test_changed_recording_is_decoded_again(tmp_path, decoded, changes):
+    path = write(tmp_path / "a.wav", signal(2.0, 44100), 44100)
+    time = path.stat().st_mtime_ns
+    recordings = find_audio(path)
     (before,) = take(crops(recordings, cache=tmp_path / "cache"), 1)
-    write(root / "music" / "f.mp3", signal(2.0, 44100, seed=5), 44100)
+    write(path, signal(2.0, 44100, seed=5), 44100)
     if changes == "size":
-        (root / "music" / "f.mp3").write_bytes((root / "music" / "f.mp3").read_bytes() + bytes(100))
-    os.utime(root / "music" / "f.mp3", ns=(1, 1 if changes == "time" else before_time))
+        path.write_bytes(path.read_bytes() + bytes(100))
+    os.utime(path, ns=(time, time + (changes == "time")))
     (after,) = take(crops(recordings, cache=tmp_path / "cache"), 1)
-    assert decoded == ["f.mp3", "f.mp3"]
+    assert decoded == ["a.wav", "a.wav"]
     (plain,) = take(crops(recordings), 1)
     torch.testing.assert_close(after["wav"], plain["wav"], rtol=0, atol=ROUNDING)
     assert (after["wav"] - before["wav"]).abs().max() > 0.1
