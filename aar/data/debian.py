@@ -81,8 +81,8 @@ def add_to_sources(out: Path, fetched: Fetched) -> None:
     """Writes the package's row into ``out/SOURCES.md``."""
     path = out / "SOURCES.md"
     head = _SOURCES.splitlines()
-    kept = path.read_text().splitlines()[len(head) :] if path.exists() else []
-    rows = {row.split("|")[1].strip(): row for row in kept if row.startswith("|")}
+    kept = path.read_text().splitlines() if path.exists() else []
+    rows = {row.split(" | ")[0][2:]: row for row in kept if row.startswith("| ") and row not in head}
     labels = ", ".join(f"{count} in {label}/" for label, count in fetched.recordings.items())
     cells = fetched.package, fetched.version, labels, fetched.licence.relative_to(out)
     rows[fetched.package] = f"| {' | '.join(map(str, cells))} |"
