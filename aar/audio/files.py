@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..atomic import replacing
 from ..errors import AudioError
 
-__all__ = ["AUDIO_SUFFIXES", "AudioInfo", "audio_info", "check_suffix", "read_audio", "write_audio"]
+__all__ = ["AUDIO_SUFFIXES", "AudioInfo", "audio_info", "check_suffix", "open_audio", "read_audio", "write_audio"]
 
 # suffix -> libsndfile's container and encoding. Reading goes by content, so these bind only what is written.
 _FORMATS = {
@@ -50,7 +51,7 @@ def read_audio(path: str | os.PathLike, sample_rate: int = 24000) -> Tensor:
             samples.
         OSError: the file does not exist or may not be read.
     """
-    with _opened(path) as file:
+    with open_audio(path) as file:
         samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     if not len(samples):
         raise AudioError(f"{path}: the recording is empty")
@@ -71,7 +72,7 @@ def audio_info(path: str | os.PathLike) -> AudioInfo:
         AudioError: not a recording.
         OSError: the file does not exist or may not be read.
     """
-    with _opened(path) as file:
+    with open_audio(path) as file:
         return AudioInfo(file.samplerate, file.channels, file.frames, f"{file.format} {file.subtype}")
 
 
@@ -101,12 +102,46 @@ def write_audio(path: str | os.PathLike, samples: Tensor, sample_rate: int = 240
             raise AudioError(f"{path}: cannot be written at {sample_rate} Hz: {error.error_string}") from None
 
 
+class Section(io.RawIOBase):
+    """`size` bytes from `offset` on of an open file, as a file of their own: a recording inside an archive."""
+
+    def __init__(self, file: io.BufferedReader, offset: int, size: int):
+        self._file, self._offset, self._size, self._place = file, offset, size, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = max(origin + place, 0)
+        return self._place
+
+    def readinto(self, buffer) -> int:
+        view = memoryview(buffer)[: max(self._size - self._place, 0)]
+        self._file.seek(self._offset + self._place)
+        count = self._file.readinto(view)
+        self._place += count
+        return count
+
+
 @contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
+def open_audio(path: str | os.PathLike, offset: int = 0, size: int | None = None) -> Iterator[soundfile.SoundFile]:
+    """Opens a recording for reading: a whole file, or `size` bytes of it.
+
+    Raises:
+        AudioError: not a recording, also where that only shows as the block reads it.
+        OSError: the file does not exist or may not be read.
+    """
     # Opened here and not by libsndfile, which says "System error" for a missing file.
     with open(path, "rb") as binary:
         try:
-            with soundfile.SoundFile(binary) as file:
+            with soundfile.SoundFile(binary if size is None else Section(binary, offset, size)) as file:
                 yield file
         except (soundfile.LibsndfileError, TypeError) as error:
             reason = getattr(error, "error_string", error)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aar.training.losses import LogMelSpectrogram
+from aar.audio.mel import LogMelSpectrogram
 
 DYNAMIC_RANGE = 6.5
 """log10 of power shown below the loudest point: 65 dB."""

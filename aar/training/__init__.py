@@ -1,1 +1,1 @@
-"""Training of the models: the losses so far."""
+"""Training of the models."""

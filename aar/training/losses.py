@@ -1,70 +1,19 @@
-"""Reconstruction losses of the tokenizer: multi-resolution mel distance and wave distance (arXiv 2408.09027).
-
-Constants, windows and filter banks are built once, as buffers that follow the module to its device.
-"""
+"""Losses of the tokenizer (arXiv 2408.09027): reconstruction, and EnCodec's adversarial terms (arXiv 2210.13438)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..audio.mel import LogMelSpectrogram
+from .discriminator import Judgement
+
 WINDOWS = tuple(2**i for i in range(5, 12))
-
-
-def hz_to_mel(frequency: Tensor) -> Tensor:
-    """Slaney's mel scale (Auditory Toolbox, 1998): 15 mel per kHz up to 1 kHz, then 27 mel per factor 6.4."""
-    linear = 0.015 * frequency
-    logarithmic = 15.0 + 27.0 / math.log(6.4) * torch.log(frequency.clamp(min=1e-3) / 1000.0)
-    return torch.where(frequency < 1000.0, linear, logarithmic)
-
-
-def mel_to_hz(mel: Tensor) -> Tensor:
-    """The inverse of `hz_to_mel`."""
-    return torch.where(mel < 15.0, mel / 0.015, 1000.0 * torch.exp(math.log(6.4) / 27.0 * (mel - 15.0)))
-
-
-def mel_filter_bank(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:
-    """Triangles of unit area, evenly spaced in mel up to half the rate: [n_mels, n_fft // 2 + 1], float64.
-
-    A short window has fewer bins than triangles: then some rows are zero, and count as equal in every loss.
-    """
-    bins = torch.linspace(0.0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
-    top = hz_to_mel(torch.tensor(sample_rate / 2, dtype=torch.float64)).item()
-    corners = mel_to_hz(torch.linspace(0.0, top, n_mels + 2, dtype=torch.float64))
-    low, middle, high = (corners[i : i + n_mels, None] for i in range(3))
-    triangles = torch.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clamp(min=0.0)
-    return triangles * 2.0 / (high - low)
-
-
-class LogMelSpectrogram(nn.Module):
-    """log10 of the mel power spectrum: wave [..., N] to [..., n_mels, N // hop].
-
-    Reflect padding by half of (window - hop) on each side centres each frame on its hop.
-    """
-
-    def __init__(
-        self, window: int, hop: int, n_mels: int = 64, sample_rate: int = 24_000, floor: float = 1e-5
-    ):
-        super().__init__()
-        self.n_fft, self.hop, self.floor = window, hop, floor
-        self.register_buffer("window", torch.hann_window(window), persistent=False)
-        filters = mel_filter_bank(window, n_mels, sample_rate).float()
-        self.register_buffer("filters", filters, persistent=False)
-
-    def forward(self, wave: Tensor) -> Tensor:
-        pad = (self.n_fft - self.hop) // 2
-        rows = F.pad(wave.reshape(-1, 1, wave.shape[-1]), (pad, pad), mode="reflect").squeeze(1)
-        spectrum = torch.stft(
-            rows, self.n_fft, self.hop, window=self.window, center=False, return_complex=True
-        )
-        power = torch.view_as_real(spectrum).square().sum(-1)
-        mel = (self.filters @ power).clamp(min=self.floor).log10()
-        return mel.reshape(*wave.shape[:-1], *mel.shape[-2:])
 
 
 class MultiResolutionMelLoss(nn.Module):
@@ -106,3 +55,95 @@ class ReconstructionLoss(nn.Module):
     def forward(self, estimate: Tensor, target: Tensor) -> ReconstructionTerms:
         mel, wave = self.mel(estimate, target), F.l1_loss(estimate, target)
         return ReconstructionTerms(self.mel_weight * mel + self.wave_weight * wave, mel, wave)
+
+
+def discriminator_hinge_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+    """Scalar: pushes logits of recordings above 1 and of reconstructions below -1; mean over resolutions."""
+    terms = [
+        F.relu(1 - r.logits.float()).mean() + F.relu(1 + f.logits.float()).mean()
+        for r, f in zip(real, fake, strict=True)
+    ]
+    return torch.stack(terms).mean()
+
+
+def generator_hinge_loss(fake: Sequence[Judgement]) -> Tensor:
+    """Scalar: pushes logits of reconstructions above 1; mean over resolutions."""
+    return torch.stack([F.relu(1 - f.logits.float()).mean() for f in fake]).mean()
+
+
+def feature_matching_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+    """Scalar: mean |difference| of feature maps, as a part of mean |feature of the recording|; mean over all maps.
+
+    Features of recordings are constants here: a discriminator does not learn to make them alike.
+    """
+    terms = []
+    for r, f in zip(real, fake, strict=True):
+        for recorded, made in zip(r.features, f.features, strict=True):
+            recorded = recorded.detach().float()
+            scale = recorded.abs().mean().clamp(min=torch.finfo(recorded.dtype).tiny)
+            terms.append(F.l1_loss(made.float(), recorded) / scale)
+    return torch.stack(terms).mean()
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Factors of the tokenizer's losses; the defaults are the published ones.
+
+    Raises:
+        ValueError: a negative weight.
+    """
+
+    adversarial: float = 3.0
+    feature_matching: float = 3.0
+    wave: float = 0.1
+    mel: float = 1.0
+    commitment: float = 1.0
+
+    def __post_init__(self):
+        for name, weight in vars(self).items():
+            if not weight >= 0:
+                raise ValueError(f"weight {name} must not be negative, got {weight}")
+
+
+class TokenizerTerms(NamedTuple):
+    """The weighted sum, and its terms before weighting; scalars. Without a discriminator its two terms are zero."""
+
+    total: Tensor
+    mel: Tensor
+    wave: Tensor
+    commitment: Tensor
+    adversarial: Tensor
+    feature_matching: Tensor
+
+
+class TokenizerLoss(nn.Module):
+    """All that the tokenizer learns from, of waves [B, 1, N] and what a discriminator says of them."""
+
+    def __init__(self, sample_rate: int = 24_000, weights: LossWeights | None = None):
+        super().__init__()
+        self.weights = weights or LossWeights()
+        self.mel = MultiResolutionMelLoss(sample_rate)
+
+    def forward(
+        self,
+        estimate: Tensor,
+        target: Tensor,
+        commitment: Tensor,
+        real: Sequence[Judgement] = (),
+        fake: Sequence[Judgement] = (),
+    ) -> TokenizerTerms:
+        """
+        Args:
+            commitment: scalar, the third that `SAT.forward` returns.
+            real: the discriminator on `target`; needs no gradient. Empty before the adversarial phase.
+            fake: the discriminator on `estimate`.
+        """
+        # Not in bfloat16, where a sum of waves' differences would lose what it adds.
+        mel, wave = self.mel(estimate, target), F.l1_loss(estimate.float(), target.float())
+        zero = mel.new_zeros(())
+        adversarial = generator_hinge_loss(fake) if fake else zero
+        matching = feature_matching_loss(real, fake) if fake else zero
+        w = self.weights
+        total = w.mel * mel + w.wave * wave + w.commitment * commitment
+        total = total + w.adversarial * adversarial + w.feature_matching * matching
+        return TokenizerTerms(total, mel, wave, commitment, adversarial, matching)

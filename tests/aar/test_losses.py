@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from aar.audio import mel
 from aar.training import losses
 
 
@@ -16,8 +17,8 @@ def wave(batch: int = 2, samples: int = 6000, seed: int = 0) -> torch.Tensor:
 def plain_filter_bank(n_fft: int, n_mels: int, rate: int) -> np.ndarray:
     """Slaney's filter bank, one bin at a time, as its definition reads."""
 
-    def hz(mel: float) -> float:
-        return mel * 200 / 3 if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27)
+    def hz(m: float) -> float:
+        return m * 200 / 3 if m < 15 else 1000 * 6.4 ** ((m - 15) / 27)
 
     top = 15 + 27 * np.log(rate / 2000) / np.log(6.4)
     corners = [hz(top * i / (n_mels + 1)) for i in range(n_mels + 2)]
@@ -38,17 +39,17 @@ def plain_filter_bank(n_fft: int, n_mels: int, rate: int) -> np.ndarray:
 @pytest.mark.parametrize("rate", [24_000, 44_100])
 def test_filter_bank_is_slaneys(n_fft, rate):
     expected = plain_filter_bank(n_fft, 64, rate)
-    np.testing.assert_allclose(losses.mel_filter_bank(n_fft, 64, rate).numpy(), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(mel.mel_filter_bank(n_fft, 64, rate).numpy(), expected, rtol=0, atol=1e-12)
 
 
 def test_filters_have_unit_area_where_bins_are_dense():
-    area = losses.mel_filter_bank(16_384, 64, 24_000).sum(1) * 24_000 / 16_384
+    area = mel.mel_filter_bank(16_384, 64, 24_000).sum(1) * 24_000 / 16_384
     torch.testing.assert_close(area, torch.ones_like(area), rtol=0.01, atol=0.0)
 
 
 def test_mel_scale_inverts():
     frequency = torch.linspace(0.0, 12_000.0, 1001, dtype=torch.float64)
-    back = losses.mel_to_hz(losses.hz_to_mel(frequency))
+    back = mel.mel_to_hz(mel.hz_to_mel(frequency))
     torch.testing.assert_close(back, frequency, rtol=1e-12, atol=1e-9)
 
 
@@ -62,7 +63,7 @@ def test_spectrogram_against_a_float64_dft(window):
     power = np.abs(np.fft.rfft(frames)) ** 2
     expected = np.log10(np.maximum(plain_filter_bank(window, 64, 24_000) @ power.T, 1e-5))
 
-    ours = losses.LogMelSpectrogram(window, hop).double()(x)
+    ours = mel.LogMelSpectrogram(window, hop).double()(x)
     assert ours.shape == (1, 1, 64, 4096 // hop)
     # Windows and filters were rounded to float32 before: 1e-7 of the loudest bin, seen in the quietest.
     np.testing.assert_allclose(ours[0, 0].numpy(), expected, rtol=0, atol=1e-5)
@@ -95,7 +96,7 @@ def test_gradient_is_finite_and_descends(estimate):
 def test_nothing_is_rebuilt_per_call(monkeypatch):
     loss = losses.ReconstructionLoss()
     before = {name: buffer.data_ptr() for name, buffer in loss.named_buffers()}
-    monkeypatch.setattr(losses, "mel_filter_bank", None)
+    monkeypatch.setattr(mel, "mel_filter_bank", None)
     monkeypatch.setattr(torch, "hann_window", None)
     loss(wave(), wave(seed=1))
     assert before == {name: buffer.data_ptr() for name, buffer in loss.named_buffers()}
