@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..audio import AUDIO_SUFFIXES, TOKEN_SUFFIX
 from ..errors import AarError
-from . import describing, sampling, tokenizing
+from . import describing, evaluating, fetching, sampling, tokenizing
 from .jobs import report
 from .models import add_lengths, add_running_model, integers
 
@@ -110,6 +110,11 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     example = 'aar sample made/ --model aar.pth --tokenizer sat.pth --text "rain on a roof" --num 4'
     sampling.add_arguments(add("sample", "make new sounds", example))
+
+    example = "aar evaluate recordings/ --model DIR --json metrics.json"
+    evaluating.add_arguments(add("evaluate", "measure reconstructions, codebooks and predictions", example))
+
+    fetching.add_arguments(add("data", "get recordings to train on", "aar data fetch freedoom flite sounds/"))
 
     command = add(
         "demo", "train a small model on embedded clips, and let you hear it", "aar demo --save-model DIR"

@@ -11,7 +11,7 @@ import torch
 
 import aar_kernels as ak
 
-from ..checkpoints import sat_from_published
+from ..checkpoints import aar_from_published, sat_from_published
 from ..errors import AarError, CheckpointError
 from ..models import AAR, SAT
 
@@ -77,6 +77,18 @@ def open_model(path: Path, lengths: Sequence[int]) -> SAT:
         raise
     except ValueError as error:
         raise CheckpointError(f"{path}: no model has these sizes: {error}") from None
+
+
+def open_transformer(path: Path, tokenizer: SAT) -> AAR:
+    """The transformer in a directory or published .pth, on the tokenizer's codebooks."""
+    try:
+        if not path.is_dir():
+            return aar_from_published(path, tokenizer)
+        return AAR.from_pretrained(path).set_quantizer(tokenizer.quantizer)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def device_of(model: SAT) -> torch.device:

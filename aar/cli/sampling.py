@@ -10,11 +10,10 @@ import torch
 from tqdm import tqdm
 
 from ..audio import read_audio, write_audio
-from ..checkpoints import aar_from_published
 from ..conditions import CLAP_MODEL, Clap, ConditionError
-from ..errors import AarError, CheckpointError
+from ..errors import AarError
 from ..models import AAR, SAT
-from .models import add_lengths, open_model, to_device
+from .models import add_lengths, open_model, open_transformer, to_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -54,7 +53,7 @@ def sample(args: argparse.Namespace) -> None:
     if args.target.exists() and not args.target.is_dir():
         raise AarError(f"{args.target}: is a file; name a directory for the sounds")
     tokenizer = open_model(args.tokenizer, args.lengths)
-    model = _open_transformer(args.model, tokenizer)
+    model = open_transformer(args.model, tokenizer)
     condition = _condition(args, model, tokenizer)
     tokenizer, model = to_device(tokenizer, args.device), to_device(model, args.device)
 
@@ -96,14 +95,3 @@ def _condition(args: argparse.Namespace, model: AAR, tokenizer: SAT) -> torch.Te
             f"{args.model} is conditioned on {model.config.condition_dim} numbers, {args.clap} gives {clap.dim}"
         )
     return clap.embed_text([args.text]) if wav is None else clap.embed_audio([wav], tokenizer.config.sample_rate)
-
-
-def _open_transformer(path: Path, tokenizer: SAT) -> AAR:
-    try:
-        if not path.is_dir():
-            return aar_from_published(path, tokenizer)
-        return AAR.from_pretrained(path).set_quantizer(tokenizer.quantizer)
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
