@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..audio import AUDIO_SUFFIXES, TOKEN_SUFFIX
 from ..errors import AarError
-from . import describing, evaluating, fetching, sampling, tokenizing
+from . import describing, evaluating, fetching, sampling, tokenizing, training
 from .jobs import report
 from .models import add_lengths, add_running_model, integers
 
@@ -115,6 +115,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     evaluating.add_arguments(add("evaluate", "measure reconstructions, codebooks and predictions", example))
 
     fetching.add_arguments(add("data", "get recordings to train on", "aar data fetch freedoom flite sounds/"))
+
+    example = "aar train-sat configs/small-sat.yaml data.source=recordings/ --out runs/sat"
+    training.add_arguments(add("train-sat", "train a tokenizer", example), "sat")
+    example = "aar tokenize recordings/ tokens/ --model runs/sat/model"
+    training.add_tokenize_arguments(add("tokenize", "make tokens to train a transformer on", example))
+    example = "aar train-aar configs/small-aar.yaml tokens=tokens/ --out runs/aar"
+    training.add_arguments(add("train-aar", "train a transformer on a tokenizer's tokens", example), "aar")
 
     command = add(
         "demo", "train a small model on embedded clips, and let you hear it", "aar demo --save-model DIR"

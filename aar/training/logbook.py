@@ -35,6 +35,7 @@ class Logbook:
     def __init__(self, directory: Path, config: TrainingConfig, start: int, sample_rate: int):
         self.path, self.sample_rate = directory / "metrics.jsonl", sample_rate
         self.spectrogram = LogMelSpectrogram(1024, 256, 80, sample_rate, floor=1e-9)
+        self.shown: dict[str, str] = {}
         kept = []
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
@@ -48,8 +49,10 @@ class Logbook:
                         mininterval=interval, dynamic_ncols=True)  # fmt: skip
 
     def show(self, numbers: Mapping[str, float]) -> None:
-        """One step more, and what it gave."""
-        self.bar.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()}, refresh=False)
+        """One step more, and what it gave; of each player the loss alone."""
+        shown = {name: value for name, value in numbers.items() if "/" not in name or name.endswith("/loss")}
+        self.shown |= {name.removesuffix("/loss"): f"{value:.3g}" for name, value in shown.items()}
+        self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update()
 
     def numbers(self, step: int, numbers: Mapping[str, float]) -> None:

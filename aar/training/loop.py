@@ -149,7 +149,7 @@ class Trainer:
                 numbers = self._train(parts)
                 seen += sum(map(_items, parts)) * self.world.size
                 seconds = time.perf_counter() - began
-                numbers["audio s/s"] = seen * self.task.seconds_per_item / seconds
+                numbers["seconds per second"] = seen * self.task.seconds_per_item / seconds
                 if self._due(config.logging.every):
                     began, seen = time.perf_counter(), 0
                     numbers |= self.task.numbers()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Crops, find_audio
-from ..models import SAT
-from .config import ConfigError, SATTraining
+from ..models import SAT, SATConfig
+from .config import ConfigError, SATTraining, TrainingConfig
 from .discriminator import MultiScaleSTFTDiscriminator
 from .initialization import initialize_tokenizer
 from .loop import Batch, Loss
@@ -68,5 +68,53 @@ class SATTask:
             with torch.no_grad():
                 real = self.discriminator(wav)
             fake = self.discriminator(estimate)
-        total, **terms = self.criterion(estimate, wav, commitment, real, fake)._asdict().items()
-        yield Loss("tokenizer", total[1], dict(terms))
+        terms = self.criterion(estimate, wav, commitment, real, fake)._asdict()
+        if not adversarial:
+            del terms["adversarial"], terms["feature_matching"]
+        yield Loss("tokenizer", terms.pop("total"), terms)
+        if adversarial:
+            self.discriminator.requires_grad_(True)
+            if not settings.rest or step % settings.rest:
+                yield Loss("discriminator", self._judge(wav, estimate.detach()), {})
+
+    def numbers(self) -> dict[str, float]:
+        return {"codes in use": self.usage.part()}
+
+    def sounds(self, batch: Batch) -> dict[str, Tensor]:
+        """The first wave as recorded, and by the coarsest half of the scales and all of them."""
+        wav, scales = batch["wav"][:1], self.model.num_scales
+        kept = sorted({max(scales // 2, 1), scales})
+        heard = self.model.reconstruct_scales(wav, kept)
+        return {"recorded": wav[0, 0]} | {f"{k} scales": wave[0, 0] for k, wave in zip(kept, heard, strict=True)}
+
+    def batches(self, world: World, start: int) -> Iterable[Batch]:
+        """Raises ConfigError without `data.source`."""
+        return crops(self.config, self.config.model, world, start)
+
+
+class _Judge(nn.Module):
+    """The discriminator's loss as one forward pass, which is what data-parallel training counts."""
+
+    def __init__(self, discriminator: nn.Module):
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, recorded: Tensor, made: Tensor) -> Tensor:
+        return discriminator_hinge_loss(self.discriminator(recorded), self.discriminator(made))
+
+
+def crops(config: TrainingConfig, model: SATConfig, world: World, start: int) -> Crops:
+    """Windows of `data.source` for a tokenizer, from batch number `start` on.
+
+    Raises:
+        ConfigError: no source is given.
+        AarError: nothing in it can be used.
+    """
+    data = config.data
+    if data.source is None:
+        raise ConfigError("data.source is missing: a folder, list or manifest of recordings")
+    return Crops(
+        find_audio(data.source), sample_rate=model.sample_rate, samples=model.window_samples,
+        batch_size=data.batch_size, seed=config.seed, workers=data.workers, rank=world.rank, world=world.size,
+        start=start, cache=data.cache,
+    )  # fmt: skip
