@@ -45,6 +45,8 @@ class AARTask:
         self.tokenizer = tokenizer.to(world.device).requires_grad_(False).eval()
         torch.manual_seed(config.seed)
         self.model = AAR(_model_config(config, tokenizer.config, width)).set_quantizer(tokenizer.quantizer)
+        if config.condition != "none" and config.model.condition_drop == 0:
+            self.model.null_condition.requires_grad_(False)  # which nothing is ever told of
         self.model.to(world.device)
         self.sample_rate = tokenizer.config.sample_rate
         self.seconds_per_item = tokenizer.config.window_samples / self.sample_rate

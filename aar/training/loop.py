@@ -132,6 +132,7 @@ class Trainer:
             CheckpointWriteError: no room.
         """
         config, first = self.config, self.world.rank == 0
+        batches = iter(batches_from(self.position))  # and its errors, before anything is written
         if first:
             self.checkpoints.clean()
             with replacing(self.out / "config.yaml") as path:
@@ -142,7 +143,6 @@ class Trainer:
             log = None
             if first:
                 log = stack.enter_context(Logbook(self.out, config, self.step, self.task.sample_rate))
-            batches = iter(batches_from(self.position))
             began, seen = time.perf_counter(), 0
             while self.step < config.schedule.steps:
                 parts = [self._to_device(next(batches)) for _ in range(config.data.accumulate)]

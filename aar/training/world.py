@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,12 @@ class World:
 
         Buffers stay out: codebooks are made alike by the quantizer, which sums what it counts.
         """
-        return module if self.size == 1 else DistributedDataParallel(module, broadcast_buffers=False)
+        if self.size == 1:
+            return module
+        with warnings.catch_warnings():
+            # torch 2.13 has a new name for the option, torch 2.10 does not know it.
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(module, broadcast_buffers=False)
 
     def mean(self, values: Tensor) -> Tensor:
         if self.size > 1:
