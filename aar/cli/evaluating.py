@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,23 +51,24 @@ def evaluate(args: argparse.Namespace) -> int:
     transformer = None if args.aar is None else _transformer(args, model)
     recordings = find_audio(args.data)
     evaluation = Evaluation(model, scales, transformer)
-    failed = 0
-    with tqdm(recordings, unit=" recordings", delay=2, leave=False, dynamic_ncols=True) as bar:
-        for recording in bar:
+    errors = []
+    try:
+        for recording in tqdm(recordings, unit=" recordings", delay=2, leave=False, dynamic_ncols=True):
             try:
                 evaluation.add(recording)
             except (AudioError, OSError) as error:
-                failed += 1
-                with tqdm.external_write_mode(sys.stderr):
-                    report(error)
+                errors.append(error)
+    finally:
+        for error in errors:
+            report(error)
     if not evaluation.files:
         raise AarError(f"{args.data}: none of {len(recordings)} recordings can be read")
-    result = {"data": str(args.data), "model": str(args.model), "skipped": failed, **evaluation.summary()}
+    result = {"data": str(args.data), "model": str(args.model), "skipped": len(errors), **evaluation.summary()}
     print(_tables(result))
     if args.json is not None:
         with replacing(args.json) as path:
             path.write_text(json.dumps({**result, "files": evaluation.files}, indent=2, allow_nan=False) + "\n")
-    return 2 if failed else 0
+    return 2 if errors else 0
 
 
 class Evaluation:

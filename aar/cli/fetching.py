@@ -1,4 +1,4 @@
-"""`aar data fetch`: free recordings to train on."""
+"""`aar data fetch`: free recordings to train on, and their licences on standard output."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def run(args: argparse.Namespace) -> None:
     for name in dict.fromkeys(args.names):
         fetched = fetch(name, args.target)
         add_to_sources(args.target, fetched)
+        print(fetched.licence.read_text(errors="replace"))
         counts = ", ".join(f"{count} {label}" for label, count in fetched.recordings.items())
-        print(f"{fetched.package} {fetched.version}: {counts}")
-        print(f"  licences: {', '.join(fetched.licence_names)}: {fetched.licence}")
+        print(f"{fetched.package} {fetched.version}: {counts}; the licences above are in {fetched.licence}")

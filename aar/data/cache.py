@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic import replacing
+from ..errors import AudioError
 from .reading import opened, read_recording
 from .recordings import Recording
 
@@ -57,9 +58,8 @@ class WaveCache:
         self._make_room(max_bytes - room, max_bytes)
 
     def wave(self, recording: Recording) -> np.ndarray | None:
-        """``[N]`` float32, mapped or just decoded; None for a recording that is not kept, or as fast to read itself.
-
-        Raises as `read_recording`.
+        """``[N]`` int16, mapped or just decoded; None for a recording to read piece by piece: it is not kept, or as fast
+        to read itself, or broken somewhere, when other pieces may still be sound.
         """
         if recording not in self._kept or self._full:
             return None
@@ -72,7 +72,11 @@ class WaveCache:
             path.unlink(missing_ok=True)
         if not self._is_slow(recording):
             return None
-        wave = read_recording(recording, self.sample_rate).numpy()
+        try:
+            wave = read_recording(recording, self.sample_rate).numpy()
+        except AudioError:
+            self._kept.discard(recording)  # or it would be decoded again for each piece
+            return None
         wave = np.clip(np.rint(wave * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
         try:
             with replacing(path) as beside:

@@ -120,7 +120,7 @@ class Crops:
     def _measure(self) -> list[float]:
         """Seconds of each recording; 0 for those that cannot be read."""
 
-        def measure(recording: Recording) -> float | Exception:
+        def measure(recording: Recording) -> float | AudioError | OSError:
             try:
                 return duration_of(recording)
             except (AudioError, OSError) as error:
@@ -130,7 +130,7 @@ class Crops:
         with ThreadPoolExecutor(8) as pool:
             found = pool.map(measure, self.recordings)
             found = list(tqdm(found, "durations", len(self.recordings), leave=False, delay=2, unit=" recordings"))
-        failures = {i: str(result) for i, result in enumerate(found) if isinstance(result, Exception)}
+        failures = {i: _reason(result) for i, result in enumerate(found) if isinstance(result, Exception)}
         if len(failures) == len(found):
             raise AudioError(f"no recording can be read; the first: {failures[0]}" if found else "no recordings")
         self._note(failures)
@@ -141,6 +141,10 @@ class Crops:
             if index not in self._broken:
                 self._broken.add(index)
                 _LOG.warning("skipping %s", reason)
+
+
+def _reason(error: AudioError | OSError) -> str:
+    return str(error) if isinstance(error, AudioError) else f"{error.filename}: {error.strerror}"
 
 
 class _Batch(NamedTuple):
@@ -179,7 +183,7 @@ class _Batches(Dataset):
                     chosen.append(index)
                     break
                 except (AudioError, OSError) as error:
-                    failures[index] = str(error)
+                    failures[index] = _reason(error)
             else:
                 return _Batch(None, failures)
         labels = [self.recordings[i].label for i in chosen]

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..atomic import replacing
 from ..audio import AUDIO_SUFFIXES
 from ..errors import AarError
@@ -20,31 +22,40 @@ from .sentences import sentences
 
 __all__ = ["NAMES", "Fetched", "add_to_sources", "fetch"]
 
-# Package -> (folder in the package, label) of what is taken; the first that fits counts.
+# Package -> (folder or Doom archive in the package, label) of what is taken; the first that fits counts.
 _PACKAGES = {
     "hedgewars-data": (("Data/Sounds/voices", "speech"), ("Data/Sounds", "effects"), ("Data/Music", "music")),
     "warzone2100-music": (("music", "music"),),
     "wesnoth-music": (("data/core/music", "music"),),
-    "freedoom": (("doom", "effects"),),
+    "freedoom": (("doom/freedoom2.wad", "effects"),),  # freedoom1.wad holds most of the same
 }
 _SPEECH = "flite"
+_INSTALLED = Path("/")
 NAMES = (*_PACKAGES, _SPEECH)
 
 # Not flite's awb_time, which can only tell the time.
 _VOICES = ("kal", "kal16", "awb", "rms", "slt")
 
 _LICENCES = "licences"
+_SOURCES = """\
+# Where the recordings come from
+
+Debian packages. Recordings are unchanged, but freedoom's are taken out of its archive into wav files, and flite's were
+spoken by it.
+
+| package | version | recordings | licences |
+|---|---|---|---|
+"""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came of one package: recordings by label, its licence file, and the short names of licences in that."""
+    """What came of one package: recordings by label, and the text of its licences, which covers all of its source."""
 
     package: str
     version: str
     recordings: dict[str, int]
     licence: Path
-    licence_names: tuple[str, ...]
 
 
 def fetch(name: str, out: Path) -> Fetched:
@@ -69,12 +80,11 @@ def fetch(name: str, out: Path) -> Fetched:
 def add_to_sources(out: Path, fetched: Fetched) -> None:
     """Writes the package's row into ``out/SOURCES.md``."""
     path = out / "SOURCES.md"
-    head = ["# Where the recordings come from", "", "Debian packages; the recordings are unchanged unless noted.", ""]
-    head += ["| package | version | recordings | licences | text |", "|---|---|---|---|---|"]
+    head = _SOURCES.splitlines()
     kept = path.read_text().splitlines()[len(head) :] if path.exists() else []
     rows = {row.split("|")[1].strip(): row for row in kept if row.startswith("|")}
     labels = ", ".join(f"{count} in {label}/" for label, count in fetched.recordings.items())
-    cells = fetched.package, fetched.version, labels, ", ".join(fetched.licence_names), fetched.licence.relative_to(out)
+    cells = fetched.package, fetched.version, labels, fetched.licence.relative_to(out)
     rows[fetched.package] = f"| {' | '.join(map(str, cells))} |"
     with replacing(path) as beside:
         beside.write_text("\n".join([*head, *(rows[package] for package in sorted(rows))]) + "\n")
@@ -99,19 +109,16 @@ def _unpack(package: str, folder: Path) -> tuple[Path, str]:
 
 
 def _take(top: Path, target: Path) -> int:
-    """Moves the recordings below a folder; returns how many."""
-    count = 0
-    for path in sorted(top.rglob("*")):
-        if not path.is_file() or path.is_symlink():
-            continue
-        if path.suffix == ".wad":
-            count += _write_lumps(path, target / path.stem)
-        elif path.suffix.lower() in AUDIO_SUFFIXES:
-            place = target / path.relative_to(top)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, place)
-            count += 1
-    return count
+    """Moves the recordings below a folder, or writes those of a Doom archive; returns how many."""
+    if top.suffix == ".wad":
+        return _write_lumps(top, target)
+    found = [path for path in sorted(top.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()]
+    recordings = [path for path in found if not path.is_symlink()]
+    for path in recordings:
+        place = target / path.relative_to(top)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, place)
+    return len(recordings)
 
 
 def _write_lumps(path: Path, target: Path) -> int:
@@ -141,7 +148,7 @@ def _lumps(archive: bytes) -> Iterator[tuple[str, int, bytes]]:
 
 def _speak(out: Path, folder: Path) -> Fetched:
     program, environment = shutil.which("flite"), None
-    root, version = Path("/"), ""
+    root = _INSTALLED
     if program is None:
         _unpack("libflite1", folder)
         root, version = _unpack("flite", folder)
@@ -151,12 +158,12 @@ def _speak(out: Path, folder: Path) -> Fetched:
     else:
         version = _run("dpkg-query", "-W", "-f", "${Version}", "flite")
     target = out / "speech" / "flite"
-    for voice in _VOICES:
-        (target / voice).mkdir(parents=True, exist_ok=True)
-        for number, sentence in enumerate(sentences()):
-            place = str(target / voice / f"{number:03d}.wav")
-            _run(program, "-voice", voice, "-t", sentence, "-o", place, env=environment)
-    return _finish("flite", version, Counter(speech=len(_VOICES) * len(sentences())), root, out)
+    jobs = [(voice, number) for voice in _VOICES for number in range(len(sentences()))]
+    for voice, number in tqdm(jobs, "speaking", unit=" sentences", delay=2, leave=False):
+        place = target / voice / f"{number:03d}.wav"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _run(program, "-voice", voice, "-t", sentences()[number], "-o", str(place), env=environment)
+    return _finish("flite", version, Counter(speech=len(jobs)), root, out)
 
 
 def _finish(package: str, version: str, counts: Counter[str], root: Path, out: Path) -> Fetched:
@@ -166,8 +173,7 @@ def _finish(package: str, version: str, counts: Counter[str], root: Path, out: P
     licence = out / _LICENCES / f"{package}.txt"
     licence.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(root / "usr/share/doc" / package / "copyright", licence)
-    names = sorted(set(re.findall(r"^License: *(\S.*?) *$", licence.read_text(errors="replace"), re.MULTILINE)))
-    return Fetched(package, version, dict(counts), licence, tuple(names) or ("see the text",))
+    return Fetched(package, version, dict(counts), licence)
 
 
 def _run(*command: str, **options) -> str:

@@ -19,8 +19,9 @@ _DID = (
 )  # fmt: skip
 _WHAT = (
     "the bridge over the mill stream", "five yellow boxes", "a very thin slice of cheese",
-    "the house with blue shutters", "an unfinished letter", "the third chapter", "that strange humming noise", "the orchard", "a jar of plum jam",
-    "the zigzag path through the gorge", "a broken violin", "the shadow on the ceiling", "two wooden spoons",
+    "the house with blue shutters", "an unfinished letter", "the third chapter", "that strange humming noise",
+    "the orchard", "a jar of plum jam", "the zigzag path through the gorge", "a broken violin",
+    "the shadow on the ceiling", "two wooden spoons",
 )  # fmt: skip
 _WHEN = (
     "before breakfast.", "on Thursday afternoon.", "while it rained.", "for the second time.", "without a word.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,7 +39,7 @@ class CodeCounts:
         Never above log2 of the tokens counted, either: few recordings cannot show a full codebook.
         """
         part = self.counts / self.counts.sum(dim=1, keepdim=True).clamp(min=1)
-        return -torch.special.xlogy(part, part).sum(dim=1) / torch.log(torch.tensor(2.0))
+        return torch.special.entr(part.double()).sum(dim=1) / math.log(2)
 
 
 @torch.no_grad()
