@@ -22,6 +22,7 @@ examples:
   aar encode recordings/ tokens/ --model sat.pth --overlap 0.05      a tree of recordings, mirrored
   aar decode tokens/ heard/ --model sat.pth                          and back, as wav
   aar sample made/ --model aar.pth --tokenizer sat.pth --text "rain on a roof"   new sounds
+  aar train-sat configs/small-sat.yaml data.source=recordings/ --out runs/sat    a tokenizer of your own
   aar info tokens/speech.aart                                        what the file holds
   aar demo                                                           train a small model and hear it
 """

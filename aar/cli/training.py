@@ -46,7 +46,7 @@ def train(args: argparse.Namespace) -> None:
                 print(f"aar: {args.out}: no checkpoint yet, beginning anew", file=sys.stderr)
         elif trainer.checkpoints.paths():
             raise AarError(f"{args.out}: holds checkpoints; --resume goes on from them, or name another --out")
-        trainer.run(lambda start: task.batches(world, start))
+        trainer.run()
 
 
 def add_tokenize_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from ..checkpoints import sat_from_published
 from ..models import AAR, SAT, AARConfig, SATConfig
 from .config import AARTraining, ConfigError
 from .loop import Batch, Loss
-from .sat import crops
+from .sat import crops, crops_held_out
 from .tokens import TokenSet, embedding
 from .world import World
 
@@ -88,9 +89,24 @@ class AARTask:
         return {name: self.tokenizer.decode(codes[None])[0, 0] for name, codes in made.items()}
 
     def batches(self, world: World, start: int) -> Iterable[Batch]:
+        config = self.config
         if self.tokens is None:
-            return crops(self.config, self.tokenizer.config, world, start)
-        return self.tokens.batches(self.config.data.batch_size, self.config.seed, world, start)
+            return crops(config, config.data.source, self.tokenizer.config, world, start)
+        return self.tokens.batches(config.data.batch_size, config.seed, world, start)
+
+    def held_out(self, world: World) -> list[Batch]:
+        """
+        Raises:
+            ConfigError: held-out tokens of another kind than those that are learned from.
+        """
+        config, count = self.config, self.config.logging.held_out_batches
+        if self.tokens is None or config.data.held_out is None:
+            return crops_held_out(config, self.tokenizer.config, world)
+        tokens = TokenSet(Path(config.data.held_out))
+        kinds = [(each.tokenizer.fingerprint(), each.condition, each.clap) for each in (tokens, self.tokens)]
+        if kinds[0] != kinds[1]:
+            raise ConfigError("data.held_out: made with another tokenizer or condition than tokens")
+        return list(itertools.islice(tokens.batches(config.data.batch_size, config.seed, world, 0), count))
 
 
 def _open_tokenizer(path: Path) -> SAT:

@@ -29,6 +29,7 @@ class DataConfig:
     """
     Attributes:
         source: recordings, see `aar.data.find_audio`.
+        held_out: others, on which the model is tried but does not learn; a folder of tokens where it learns from those.
         batch_size: items that one process holds at once.
         accumulate: such batches per step; a step sees ``batch_size * accumulate * processes`` items.
         workers: processes that read ahead, per process of the training.
@@ -36,6 +37,7 @@ class DataConfig:
     """
 
     source: str | None = None
+    held_out: str | None = None
     batch_size: int = 16
     accumulate: int = 1
     workers: int = 2
@@ -64,9 +66,17 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Steps between losses and between sounds (0: never) in the log. `wandb` names a project there."""
+    """
+    Attributes:
+        every: steps between losses in the log.
+        held_out_every, held_out_batches: steps between trials on held-out data, and batches of each.
+        sounds_every: steps between sounds; 0: none.
+        wandb: a project there.
+    """
 
     every: int = 10
+    held_out_every: int = 500
+    held_out_batches: int = 8
     sounds_every: int = 2000
     wandb: str | None = None
 
@@ -133,7 +143,8 @@ class TrainingConfig:
             ConfigError: a number out of its range.
         """
         positive = ("data.batch_size", "data.accumulate", "optimizer.learning_rate", "schedule.steps", "logging.every",
-                    "checkpoint.every", "checkpoint.keep")  # fmt: skip
+                    "logging.held_out_every", "logging.held_out_batches", "checkpoint.every",
+                    "checkpoint.keep")  # fmt: skip
         not_negative = ("seed", "ema", "data.workers", "optimizer.weight_decay", "optimizer.clip", "schedule.warmup",
                         "schedule.final", "logging.sounds_every")  # fmt: skip
         for name in positive + not_negative:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -71,6 +71,12 @@ class Task(Protocol):
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One after the other, so that a graph is gone before the next one is made."""
 
+    def batches(self, world: World, start: int) -> Iterable[Batch]:
+        """Endless batches of this process, from number `start` on."""
+
+    def held_out(self, world: World) -> Sequence[Batch]:
+        """Batches that are not learned from; none without such data."""
+
     def numbers(self) -> dict[str, float]:
         """For the log; every process asks."""
 
@@ -121,18 +127,17 @@ class Trainer:
             torch.manual_seed(self.config.seed + self.step * self.world.size + self.world.rank)
         return True
 
-    def run(self, batches_from: Callable[[int], Iterable[Batch]]) -> None:
+    def run(self) -> None:
         """Trains up to the last step.
-
-        Args:
-            batches_from: endless batches of this process from a number on.
 
         Raises:
             NotFiniteError: NaN in a loss; nothing is lost but the steps since the last checkpoint.
             CheckpointWriteError: no room.
         """
         config, first = self.config, self.world.rank == 0
-        batches = iter(batches_from(self.position))  # and its errors, before anything is written
+        # First, since anything may be wrong with the data, and nothing is written then.
+        batches = iter(self.task.batches(self.world, self.position))
+        held_out = self.task.held_out(self.world)
         if first:
             self.checkpoints.clean()
             with replacing(self.out / "config.yaml") as path:
@@ -152,11 +157,13 @@ class Trainer:
                 numbers["seconds per second"] = seen * self.task.seconds_per_item / seconds
                 if self._due(config.logging.every):
                     began, seen = time.perf_counter(), 0
-                    numbers |= self.task.numbers()
-                    if log:
-                        log.numbers(self.step, numbers | {"learning rate": self._learning_rate(self.step - 1)})
+                    numbers |= self.task.numbers() | {"learning rate": self._learning_rate(self.step - 1)}
+                if held_out and self._due(config.logging.held_out_every):
+                    numbers |= self._try(held_out)
                 if log:
                     log.show(numbers)
+                    if "learning rate" in numbers or "held out/loss" in numbers:
+                        log.numbers(self.step, numbers)
                     if self._due(config.logging.sounds_every):
                         log.sounds(self.step, self._sounds(parts[0]))
                 if self._due(config.checkpoint.every) or self.step == config.schedule.steps:
@@ -247,14 +254,31 @@ class Trainer:
             "random": random,
         }
 
+    def _try(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """The model's own losses on these batches, means over all processes."""
+        sums = {}
+        with self._aside():
+            for batch in batches:
+                with self._autocast():
+                    loss = next(self.task.losses(self.task.prepare(self._to_device(batch)), self.step))
+                for name, term in ({"loss": loss.total} | loss.terms).items():
+                    sums[name] = sums.get(name, 0.0) + term.float()
+        values = self.world.mean(torch.stack(list(sums.values())) / len(batches)).tolist()
+        return {f"held out/{name}": value for name, value in zip(sums, values, strict=True)}
+
     def _sounds(self, part: Batch) -> dict[str, Tensor]:
-        """Without a trace in the state of the training."""
+        with self._aside():
+            return self.task.sounds(part)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """The model as it is used; what is drawn inside leaves no trace in the state of the training."""
         model = self.task.model
         devices = [self.world.device] if self.world.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad():
             model.eval()
             try:
-                return self.task.sounds(part)
+                yield
             finally:
                 model.train()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
@@ -18,7 +19,7 @@ from .losses import TokenizerLoss, discriminator_hinge_loss
 from .usage import CodebookUsage
 from .world import World
 
-__all__ = ["SATTask", "crops"]
+__all__ = ["SATTask", "crops", "crops_held_out"]
 
 
 class SATTask:
@@ -61,7 +62,8 @@ class SATTask:
         settings = self.config.discriminator
         adversarial = settings.enabled and step >= settings.start
         estimate, codes, commitment = self._model(wav)
-        self.usage.update(codes)
+        if self.model.training:
+            self.usage.update(codes)
         real, fake = [], []
         if adversarial:
             self.discriminator.requires_grad_(False)
@@ -89,7 +91,10 @@ class SATTask:
 
     def batches(self, world: World, start: int) -> Iterable[Batch]:
         """Raises ConfigError without `data.source`."""
-        return crops(self.config, self.config.model, world, start)
+        return crops(self.config, self.config.data.source, self.config.model, world, start)
+
+    def held_out(self, world: World) -> list[Batch]:
+        return crops_held_out(self.config, self.config.model, world)
 
 
 class _Judge(nn.Module):
@@ -103,18 +108,25 @@ class _Judge(nn.Module):
         return discriminator_hinge_loss(self.discriminator(recorded), self.discriminator(made))
 
 
-def crops(config: TrainingConfig, model: SATConfig, world: World, start: int) -> Crops:
-    """Windows of `data.source` for a tokenizer, from batch number `start` on.
+def crops(config: TrainingConfig, source: str | None, model: SATConfig, world: World, start: int) -> Crops:
+    """Windows of recordings for a tokenizer, from batch number `start` on.
 
     Raises:
         ConfigError: no source is given.
         AarError: nothing in it can be used.
     """
     data = config.data
-    if data.source is None:
+    if source is None:
         raise ConfigError("data.source is missing: a folder, list or manifest of recordings")
     return Crops(
-        find_audio(data.source), sample_rate=model.sample_rate, samples=model.window_samples,
-        batch_size=data.batch_size, seed=config.seed, workers=data.workers, rank=world.rank, world=world.size,
-        start=start, cache=data.cache,
+        find_audio(source), sample_rate=model.sample_rate, samples=model.window_samples, batch_size=data.batch_size,
+        seed=config.seed, workers=data.workers, rank=world.rank, world=world.size, start=start, cache=data.cache,
     )  # fmt: skip
+
+
+def crops_held_out(config: TrainingConfig, model: SATConfig, world: World) -> list[Batch]:
+    """The first batches of `data.held_out`, none without it."""
+    if config.data.held_out is None:
+        return []
+    found = crops(config, config.data.held_out, model, world, 0)
+    return list(itertools.islice(found, config.logging.held_out_batches))

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from training_cases import SAT_YAML, chord_batches, sat_config, train_sat, write_recordings, write_yaml
+from training_cases import SAT_YAML, chord_batches, on_chords, sat_config, train_sat, write_recordings, write_yaml
 
 from aar import cli
 from aar.errors import AarError
@@ -153,9 +153,9 @@ def test_nan_stops_and_nothing_is_lost(tmp_path):
     # The saved state is that before the step: with a sound batch in its place, training goes on as if nothing had been.
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
     checkpoints.save(5, saved)
-    resumed = Trainer(SATTask(config, World()), config, tmp_path, World())
+    resumed = Trainer(on_chords(SATTask(config, World())), config, tmp_path, World())
     assert resumed.resume()
-    resumed.run(chord_batches)
+    resumed.run()
     alone = train_sat(config, tmp_path / "alone")
     assert_equal(resumed.task.model.state_dict(), alone.task.model.state_dict())
 

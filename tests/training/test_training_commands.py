@@ -43,17 +43,24 @@ def model(tmp_path) -> Path:
 def test_from_recordings_to_new_sounds(aar, tmp_path, recordings):
     sat, transformer = tmp_path / "sat", tmp_path / "aar"
     config = write_yaml(tmp_path / "sat.yaml", **SAT_YAML)
-    assert aar("train-sat", config, f"data.source={recordings}", "discriminator.enabled=false", "--out", sat) == (0, [])
+    data = [f"data.source={recordings}", f"data.held_out={recordings / '3.wav'}", "logging.held_out_every=3"]
+    assert aar("train-sat", config, *data, "discriminator.enabled=false", "--out", sat) == (0, [])
     assert len(list((sat / "tensorboard").iterdir())) == 1
     metrics = [json.loads(line) for line in (sat / "metrics.jsonl").read_text().splitlines()]
     assert [each["step"] for each in metrics] == [1, 2, 3, 4, 5, 6]
     named = {"tokenizer/loss", "tokenizer/mel", "learning rate", "codes in use", "seconds per second"}
     assert named < metrics[0].keys()
+    tried = {each["step"]: each["held out/mel"] for each in metrics if "held out/mel" in each}
+    assert tried.keys() == {3, 6}
+    assert tried[6] != tried[3]
     assert aar("reconstruct", recordings / "0.wav", tmp_path / "heard.wav", "--model", sat / "model") == (0, [])
 
     assert aar("tokenize", recordings, tmp_path / "tokens", "--model", sat / "model") == (0, [])
     config = write_yaml(tmp_path / "aar.yaml", **AAR_YAML)
-    assert aar("train-aar", config, f"tokens={tmp_path / 'tokens'}", "--out", transformer) == (0, [])
+    data = [f"tokens={tmp_path / 'tokens'}", f"data.held_out={tmp_path / 'tokens'}", "logging.held_out_every=2"]
+    assert aar("train-aar", config, *data, "--out", transformer) == (0, [])
+    metrics = [json.loads(line) for line in (transformer / "metrics.jsonl").read_text().splitlines()]
+    assert ["held out/loss" in each for each in metrics] == [False, True] * 2
     assert AAR.from_pretrained(transformer / "model").config.condition_dim == AcousticEmbedding.dim
     made = ["sample", tmp_path / "made", "--model", transformer / "model", "--tokenizer", sat / "model"]
     assert aar(*made, "--unconditional") == (0, [])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
-from training_cases import aar_config, chord_batches, sat_config, tiny_sat
+from training_cases import aar_config, on_chords, sat_config, tiny_sat
 
 from aar.training.aar import AARTask
 from aar.training.config import CheckpointConfig, DataConfig, DiscriminatorConfig, ScheduleConfig, TransformerConfig
@@ -20,34 +20,31 @@ from aar.training.world import World, joined
 STEPS = ScheduleConfig(steps=4, warmup=0)
 
 
-def trainer_of(kind: str, out: Path, tokenizer: str, world: World, accumulate: int, **changes) -> Trainer:
-    data = DataConfig(source="unused", accumulate=accumulate)
+def trainer_of(kind: str, out: Path, tokenizer: str, world: World, **changes) -> Trainer:
+    data = DataConfig(source="unused", batch_size=8 // world.size)
     if kind == "sat":
         # Feature matching is no mean over items.
         discriminator, losses = DiscriminatorConfig(filters=2, rest=2), LossWeights(feature_matching=0.0)
         config = sat_config(data=data, schedule=STEPS, discriminator=discriminator, losses=losses, **changes)
-        return Trainer(SATTask(config, world), config, out / kind, world)
+        return Trainer(on_chords(SATTask(config, world)), config, out / kind, world)
     config = aar_config(data=data, schedule=STEPS, tokens=None, tokenizer=tokenizer, **changes)
-    return Trainer(AARTask(config, world), config, out / kind, world)
+    return Trainer(on_chords(AARTask(config, world)), config, out / kind, world)
 
 
-def train(out: Path, tokenizer: str, world: World, accumulate: int) -> None:
-    items = 8 // world.size // accumulate
+def train(out: Path, tokenizer: str, world: World) -> None:
     for kind in ("sat", "aar"):
-        trainer = trainer_of(kind, out, tokenizer, world, accumulate)
-        trainer.run(lambda start: chord_batches(start, items, world.rank, world.size))
+        trainer = trainer_of(kind, out, tokenizer, world)
+        trainer.run()
         torch.save(trainer.task.model.state_dict(), out / f"{kind}-{world.rank}.pt")
 
 
 def worker(rank: int, out: Path, tokenizer: str, port: int) -> None:
-
-
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
                    "MASTER_PORT": str(port)}  # fmt: skip
     with joined("cpu") as world:
         assert (world.rank, world.size) == (rank, 2)
-        train(out, tokenizer, world, accumulate=1)
+        train(out, tokenizer, world)
         resumed_is_left_alone(out / "resumed", tokenizer, world)
 
 
@@ -56,9 +53,9 @@ def resumed_is_left_alone(out: Path, tokenizer: str, world: World) -> None:
     changes = {"model": TransformerConfig(depth=1, width=16, heads=2, condition_drop=0.5)}
 
     def run(out: Path, resume: bool, **more) -> Trainer:
-        trainer = trainer_of("aar", out, tokenizer, world, 1, **changes, **more)
+        trainer = trainer_of("aar", out, tokenizer, world, **changes, **more)
         assert trainer.resume() == resume
-        trainer.run(lambda start: chord_batches(start, 4, world.rank, world.size))
+        trainer.run()
         return trainer
 
     alone = run(out, False, checkpoint=CheckpointConfig(every=2))
@@ -77,7 +74,7 @@ def test_two_processes_are_one(tmp_path):
     tiny_sat().save_pretrained(tokenizer)
     for name in ("alone", "together"):
         (tmp_path / name).mkdir()
-    train(tmp_path / "alone", tokenizer, World(), accumulate=1)
+    train(tmp_path / "alone", tokenizer, World())
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

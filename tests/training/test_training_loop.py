@@ -13,6 +13,7 @@ from training_cases import (
     aar_config,
     chord_batches,
     chords,
+    on_chords,
     same_weights,
     sat_config,
     tiny_sat,
@@ -170,9 +171,13 @@ def test_bfloat16(tmp_path, tokenizer_dir):
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_sounds_leave_no_trace(tmp_path):
-    """Listening to a model in training changes nothing of it."""
+def test_listening_leaves_no_trace(tmp_path):
+    """Sounds and trials on held-out data change nothing of a model in training."""
     quiet = sat_config(model=replace(TINY, dead_code_threshold=0.5), schedule=ScheduleConfig(steps=6, warmup=0))
-    loud = replace(quiet, logging=LoggingConfig(every=1, sounds_every=1))
-    trainers = [train_sat(config, tmp_path / name) for config, name in ((quiet, "quiet"), (loud, "loud"))]
-    assert same_weights(*(trainer.task.model for trainer in trainers))
+    loud = replace(quiet, logging=LoggingConfig(every=1, sounds_every=1, held_out_every=1))
+    expected = train_sat(quiet, tmp_path / "quiet")
+    task = on_chords(SATTask(loud, World()))
+    task.held_out = lambda world: [{"wav": chords(100, 4)}]
+    trainer = Trainer(task, loud, tmp_path / "loud", World())
+    trainer.run()
+    assert same_weights(expected.task.model, trainer.task.model)

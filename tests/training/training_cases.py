@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from aar import SAT, SATConfig
+from aar.training.aar import AARTask
 from aar.training.config import (
     AARTraining,
     CheckpointConfig,
@@ -78,9 +79,19 @@ def chord_batches(start: int = 0, items: int = 4, rank: int = 0, world: int = 1)
         start += 1
 
 
-def train_sat(config: SATTraining, out: Path, batches=chord_batches, world: World | None = None) -> Trainer:
-    trainer = Trainer(SATTask(config, world or World()), config, out, world or World())
-    trainer.run(batches)
+def on_chords(task: SATTask | AARTask, batches=None) -> SATTask | AARTask:
+    """The task, with `batches(start)` for its data, or else all chords of the world."""
+
+    def of_world(world: World, start: int) -> Iterator[dict]:
+        return chord_batches(start, task.config.data.batch_size, world.rank, world.size)
+
+    task.batches = of_world if batches is None else lambda world, start: batches(start)
+    return task
+
+
+def train_sat(config: SATTraining, out: Path, batches=None) -> Trainer:
+    trainer = Trainer(on_chords(SATTask(config, World()), batches), config, out, World())
+    trainer.run()
     return trainer
 
 
