@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
-from training_cases import aar_config, on_chords, sat_config, tiny_sat
+from training_cases import aar_config, chords, on_chords, sat_config, tiny_sat
 
 from aar.training.aar import AARTask
 from aar.training.config import CheckpointConfig, DataConfig, DiscriminatorConfig, ScheduleConfig, TransformerConfig
@@ -20,15 +22,25 @@ from aar.training.world import World, joined
 STEPS = ScheduleConfig(steps=4, warmup=0)
 
 
+def joint_batches(start: int) -> Iterator[dict]:
+    """What two processes see in a step of two batches each. In the order of the ranks, since k-means begins with rows
+    by their number."""
+    for number in count(start):
+        first, second = chords(2 * number, 4), chords(2 * number + 1, 4)
+        yield {"wav": torch.cat([first[:2], second[:2], first[2:], second[2:]])}
+
+
 def trainer_of(kind: str, out: Path, tokenizer: str, world: World, **changes) -> Trainer:
-    data = DataConfig(source="unused", batch_size=8 // world.size)
+    alone = world.size == 1
+    data = DataConfig(source="unused", batch_size=8 if alone else 2, accumulate=1 if alone else 2)
+    batches = joint_batches if alone else None
     if kind == "sat":
         # Feature matching is no mean over items.
         discriminator, losses = DiscriminatorConfig(filters=2, rest=2), LossWeights(feature_matching=0.0)
         config = sat_config(data=data, schedule=STEPS, discriminator=discriminator, losses=losses, **changes)
-        return Trainer(on_chords(SATTask(config, world)), config, out / kind, world)
+        return Trainer(on_chords(SATTask(config, world), batches), config, out / kind, world)
     config = aar_config(data=data, schedule=STEPS, tokens=None, tokenizer=tokenizer, **changes)
-    return Trainer(on_chords(AARTask(config, world)), config, out / kind, world)
+    return Trainer(on_chords(AARTask(config, world), batches), config, out / kind, world)
 
 
 def train(out: Path, tokenizer: str, world: World) -> None:
