@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..audio import AUDIO_SUFFIXES, TOKEN_SUFFIX
 from ..errors import AarError
-from . import describing, evaluating, fetching, sampling, tokenizing
+from . import describing, evaluating, fetching, sampling, tokenizing, training
 from .jobs import report
 from .models import add_lengths, add_running_model, integers
 
@@ -22,6 +22,7 @@ examples:
   aar encode recordings/ tokens/ --model sat.pth --overlap 0.05      a tree of recordings, mirrored
   aar decode tokens/ heard/ --model sat.pth                          and back, as wav
   aar sample made/ --model aar.pth --tokenizer sat.pth --text "rain on a roof"   new sounds
+  aar train-sat configs/small-sat.yaml data.source=recordings/ --out runs/sat    a tokenizer of your own
   aar info tokens/speech.aart                                        what the file holds
   aar data fetch freedoom flite sounds/                              recordings to train on, out of Debian packages
   aar evaluate sounds/ --model DIR --json metrics.json               distances per scale, use of codes
@@ -117,6 +118,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     evaluating.add_arguments(add("evaluate", "measure reconstructions, codebooks and predictions", example))
 
     fetching.add_arguments(add("data", "get recordings to train on", "aar data fetch freedoom flite sounds/"))
+
+    example = "aar train-sat configs/small-sat.yaml data.source=recordings/ --out runs/sat"
+    training.add_arguments(add("train-sat", "train a tokenizer", example), "sat")
+    example = "aar tokenize recordings/ tokens/ --model runs/sat/model"
+    training.add_tokenize_arguments(add("tokenize", "make tokens to train a transformer on", example))
+    example = "aar train-aar configs/small-aar.yaml tokens=tokens/ --out runs/aar"
+    training.add_arguments(add("train-aar", "train a transformer on a tokenizer's tokens", example), "aar")
 
     command = add(
         "demo", "train a small model on embedded clips, and let you hear it", "aar demo --save-model DIR"

@@ -18,8 +18,18 @@ from .training import train
 
 __all__ = ["add_arguments", "run", "run_from_args"]
 
-# Straight through once: in so short a training it learnt faster than the published gradient at every scale.
-CONFIG = SATConfig(n_filters=8, dim=128, latent_dim=64, straight_through="once")
+CONFIG = SATConfig(
+    n_filters=8,
+    dim=128,
+    latent_dim=64,
+    # In so short a training it learnt faster than the published gradient at every scale.
+    straight_through="once",
+    # The published 0.99 remembers a hundred steps; here the encoder is another one long before that.
+    codebook_decay=0.95,
+    # Lets a code go 45 steps after its last hit. The default is for large batches: four windows hit a code of the
+    # first scale every 256 steps, and it would replace nearly all of them at every step.
+    dead_code_threshold=0.005,
+)
 TITLE = "Next-scale audio tokens"
 
 

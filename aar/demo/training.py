@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..models import SAT
+from ..training.initialization import initialize_tokenizer
 from ..training.losses import ReconstructionLoss
+from ..training.usage import CodebookUsage
 
 BATCH = 4
 LEARNING_RATE = 2e-3
@@ -20,33 +22,7 @@ LEARNING_RATE = 2e-3
 WARM_UP = 0.05
 """Part of the training during which the learning rate rises; then it falls as a cosine."""
 
-LOUDNESS = 0.2
-"""Of the first sounds that a fresh model makes: that of recordings, where latents are about one."""
-
-CODEBOOK_DECAY = 0.95
-"""The published 0.99 remembers a hundred steps; here the encoder is another one long before that."""
-
-DEAD_CODE_THRESHOLD = 0.005
-"""Lets a code go 45 steps after its last hit. The default of the quantizer is for large batches: four windows
-hit a code of the first scale every 256 steps, and it would replace nearly all of them at every step."""
-
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit}{postfix}"
-
-
-@torch.no_grad()
-def preserve_variance(model: nn.Module, gain: float = 1.0) -> None:
-    """Draws convolution weights anew, so that each layer multiplies scale by `gain` alone; zeroes biases.
-
-    PyTorch's default shrinks a signal by sqrt(3) at each layer. Behind the encoder of a SAT the biases drown
-    what is left of it a hundredfold, and minutes of training pass before anything comes through.
-    """
-    for layer in model.modules():
-        if isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d)):
-            # Of a transposed convolution only every stride-th tap meets an input sample.
-            overlap = layer.stride[0] if isinstance(layer, nn.ConvTranspose1d) else 1
-            fan_in = layer.in_channels * layer.kernel_size[0] / overlap
-            layer.weight = gain * torch.randn_like(layer.weight) / fan_in**0.5
-            layer.bias.zero_()
 
 
 def crops(clips: Sequence[Tensor], size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -63,22 +39,6 @@ def crops(clips: Sequence[Tensor], size: int, generator: torch.Generator) -> Ite
         yield torch.stack([padded[i][start : start + size] for i, start in places]).unsqueeze(1)
 
 
-class CodebookUsage:
-    """Part of all codes that were used during the last `span` steps."""
-
-    def __init__(self, sat: SAT, span: int = 50):
-        self.offsets = torch.arange(sat.num_scales).repeat_interleave(torch.tensor(sat.config.lengths))
-        self.offsets *= sat.config.codebook_size
-        self.last_step = torch.full((sat.num_scales * sat.config.codebook_size,), -span)
-        self.span, self.step = span, 0
-
-    def update(self, codes: Tensor) -> float:
-        """Counts codes [B, total] of one step."""
-        self.step += 1
-        self.last_step[(codes + self.offsets).flatten()] = self.step
-        return (self.last_step > self.step - self.span).float().mean().item()
-
-
 def learning_rate(progress: float) -> float:
     """Linear warm-up, then cosine; `progress` from 0 to 1."""
     return LEARNING_RATE * min(1.0, progress / WARM_UP + 0.02) * (0.5 + 0.5 * math.cos(math.pi * progress))
@@ -93,13 +53,11 @@ def train(
         clips: waves [N] at the model's rate.
         minutes: of wall clock, unless `steps` is given. Only with `steps` do two runs end alike.
     """
-    preserve_variance(sat)
-    preserve_variance(sat.decoder.model[-1], gain=LOUDNESS)
-    sat.quantizer.decay, sat.quantizer.dead_code_threshold = CODEBOOK_DECAY, DEAD_CODE_THRESHOLD
+    initialize_tokenizer(sat)
     criterion = ReconstructionLoss(sat.config.sample_rate)
     optimizer = torch.optim.Adam(sat.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
     batches = crops(clips, sat.config.window_samples, torch.Generator().manual_seed(seed))
-    usage, losses = CodebookUsage(sat), []
+    usage, losses = CodebookUsage(sat.config.schedule, sat.config.codebook_size), []
     sat.train()
     unit = "s" if steps is None else "steps"
     with tqdm(total=steps or 60 * minutes, desc="training", unit=unit, bar_format=BAR) as bar:
@@ -113,7 +71,8 @@ def train(
             nn.utils.clip_grad_norm_(sat.parameters(), 1.0)
             optimizer.step()
             losses.append(loss.item())
-            numbers = {"loss": f"{losses[-1]:.2f}", "codes in use": f"{usage.update(codes):.0%}"}
+            usage.update(codes)
+            numbers = {"loss": f"{losses[-1]:.2f}", "codes in use": f"{usage.part():.0%}"}
             bar.set_postfix(numbers, refresh=False)
     sat.eval()
     return losses

@@ -44,6 +44,8 @@ class SATConfig:
         shared_codebook: one codebook for all scales.
         metric: "euclidean" or "cosine".
         straight_through: "per_scale" (the published training) or "once".
+        codebook_decay: of the moving averages that codebooks are, per training step.
+        dead_code_threshold: in training, a code with fewer hits per step than this is replaced; 0: never.
         weight_norm: whether convolutions hold weight norm's two factors, to train, or their product.
 
     Raises:
@@ -63,6 +65,8 @@ class SATConfig:
     shared_codebook: bool = False
     metric: str = "euclidean"
     straight_through: str = "per_scale"
+    codebook_decay: float = 0.99
+    dead_code_threshold: float = 2.0
     weight_norm: bool = True
 
     def __post_init__(self):
@@ -124,6 +128,8 @@ class SAT(Pretrained):
             shared_codebook=config.shared_codebook,
             metric=config.metric,
             straight_through=config.straight_through,
+            decay=config.codebook_decay,
+            dead_code_threshold=config.dead_code_threshold,
         )
 
     @property

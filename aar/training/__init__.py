@@ -1,1 +1,1 @@
-"""Training of the models."""
+"""Training of the models: `aar train-sat`, `aar tokenize`, `aar train-aar`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -77,6 +78,7 @@ class MultiScaleResidualQuantizer(nn.Module):
         # The buffer travels with the state_dict; the flag spares every call a device-to-host read of it.
         self._initialized = not kmeans_init
         self._levels: Levels | None = None
+        self._pending: list[Tensor] | None = None
         self.levels.arguments()  # checks the options that the caller gave
 
     def _load_from_state_dict(self, *args) -> None:
@@ -140,9 +142,33 @@ class MultiScaleResidualQuantizer(nn.Module):
             x, self.levels, mask=mask, straight_through=self.straight_through,
             statistics=training, samples=samples, backend=backend,
         )  # fmt: skip
-        if training:
-            self._update(statistics, samples, backend)
+        if training and self._pending is not None:
+            self._pending.append(statistics)
+        elif training:
+            self._update([statistics], backend)
         return self._project_out(quantized), codes, loss
+
+    def initialize(self, x: Tensor, *, mask: Tensor | None = None) -> None:
+        """Fills the codebooks by k-means on ``x[B, dim, T]`` (of all processes together), unless they are filled.
+
+        The first training pass does it by itself; this is for a first batch that comes in parts.
+        """
+        if not self._initialized:
+            self._initialize(self._project_in(x).detach(), mask)
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Training passes inside the block update the codebooks once, at its end, as one pass over all their items.
+
+        If the block raises, the codebooks stay as they are.
+        """
+        self._pending = []
+        try:
+            yield
+            if self._pending:
+                self._update(self._pending)
+        finally:
+            self._pending = None
 
     def _project_in(self, x: Tensor) -> Tensor:
         if x.dim() != 3 or x.shape[1] != self.dim:
@@ -158,13 +184,16 @@ class MultiScaleResidualQuantizer(nn.Module):
         return (torch.rand(self.codebooks.shape[:2], device=x.device) * rows[:, None]).long()
 
     @torch.no_grad()
-    def _update(self, statistics: Tensor, samples: Tensor | None, backend: str | None) -> None:
-        if _world() > 1:
-            if samples is not None:
-                # Each process offers rows for its share of the codes, so that the sum over processes picks one row.
-                owner = torch.arange(self.codebook_size, device=statistics.device) % _world()
+    def _update(self, batches: list[Tensor], backend: str | None = None) -> None:
+        parts, first = len(batches) * _world(), len(batches) * _rank()
+        if parts > 1 and self.dead_code_threshold > 0:
+            # Each batch offers rows for its share of the codes, so that the sum over batches picks one row.
+            owner = torch.arange(self.codebook_size, device=batches[0].device) % parts
+            for i, statistics in enumerate(batches, start=first):
                 sampled = statistics[-self.codebooks.numel() :].view_as(self.codebooks)
-                sampled.mul_((owner == dist.get_rank())[:, None])
+                sampled.mul_((owner == i)[:, None])
+        statistics = sum(batches[1:], start=batches[0])
+        if _world() > 1:
             dist.all_reduce(statistics)
         api.update(
             self.codebooks, self.cluster_size, self.embed_avg, statistics, decay=self.decay, epsilon=self.epsilon,
@@ -222,6 +251,10 @@ def _phi_layout(sizes: tuple[int, ...], sharing: str, scales: int) -> tuple[tupl
 
 def _world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _world() > 1 else 0
 
 
 def _gather(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import aar_kernels as ak
 from aar import SAT, demo
 from aar.demo import comparison, page, picture, recordings, synthesize, training
 from aar.errors import AudioError
+from aar.training.initialization import preserve_variance
 
 CLIPS = sorted(recordings.CLIPS.glob("*.flac"))
 
@@ -156,7 +157,7 @@ def test_training_by_the_clock_ends():
 def test_fresh_model_lets_the_signal_through():
     torch.manual_seed(0)
     sat = SAT(demo.CONFIG)
-    training.preserve_variance(sat)
+    preserve_variance(sat)
     latents = sat.encoder(0.3 * torch.randn(2, 1, 24_000))
     assert (latents - latents.mean((0, 2), keepdim=True)).std() > 0.1
 
