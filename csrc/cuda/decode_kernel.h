@@ -111,7 +111,7 @@ class Decoder {
 };
 
 template <bool POOL>
-AAR_KERNEL(kDecodeThreads, 4) decode_kernel(AAR_ARGUMENTS(Decode) call, AAR_ARGUMENTS(DecodePlan) plan) {
+AAR_KERNEL(kDecodeThreads, POOL ? 3 : 4) decode_kernel(AAR_ARGUMENTS(Decode) call, AAR_ARGUMENTS(DecodePlan) plan) {
   Decoder<POOL>(call, plan).run();
 }
 

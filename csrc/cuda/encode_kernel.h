@@ -101,6 +101,7 @@ class Encoder {
     for (int i = thread_id(); i < items_; i += kThreads) memory_.broken[i] = 0;
     sync_cluster();
     const int frames = own_frames();
+#pragma unroll 1
     for (int i = thread_id() / kLanes; i < items_ * frames; i += kRowsAtOnce) {
       const int item = i / frames, t = rank_ * plan_.frames + i % frames;
       float4 value = {0, 0, 0, 0};
@@ -111,6 +112,7 @@ class Encoder {
       // A difference with itself is 0, or NaN for NaN and Inf.
       const float4 rest = {value.x - value.x, value.y - value.y, value.z - value.z, value.w - value.w};
       if (!(rest.x + rest.y + rest.z + rest.w == 0))
+#pragma unroll 1
         for (int rank = 0; rank < plan_.cluster; rank++) atomic_or(at_rank(memory_.broken, rank) + item, 1);
       *residual_of(rank_, item, i % frames) = value;
     }
@@ -135,6 +137,7 @@ class Encoder {
     screen<WIDTH>(search, book, rows);
     sync_block();
     settle<WIDTH>(search, book, rows);
+#pragma unroll 1
     for (int i = thread_id(); i < rows * plan_.cluster; i += kThreads) {
       const int rank = i / rows, slot = own + i % rows;
       if (rank == rank_) continue;
@@ -165,6 +168,7 @@ class Encoder {
       if (i >= end) continue;
       const float tolerance = seen == 0 ? kEmptyRow : tolerance_of(norm2, error2, book.bound);
       const int channel = thread_id() % kLanes * 4;
+#pragma unroll 1
       for (int rank = 0; rank < plan_.cluster; rank++) {
         *reinterpret_cast<float4*>(at_rank(memory_.search.rows, rank) + i * WIDTH + channel) = mean;
         store_fragment(at_rank(memory_.search.fragments, rank), i, channel, WIDTH, low, high);
@@ -196,6 +200,7 @@ class Encoder {
     for (int i = thread_id(); i < rows; i += kThreads) {
       unsigned long long least = search.least[i];
       int code = search.winner[i];
+#pragma unroll 1
       for (int rank = 1; rank < plan_.cluster; rank++) {
         const unsigned long long cost = search.least[rank * plan_.chunk + i];
         const int winner = search.winner[rank * plan_.chunk + i];
@@ -219,6 +224,7 @@ class Encoder {
         if (first + i >= 0 && first + i < call_.length)
           memory_.positions[i] = position_of(first + i, scale.length, call_.length);
       sync_block();
+#pragma unroll 1
       for (int i = thread_id() / kLanes; i < items_ * frames; i += kRowsAtOnce) {
         const int item = i / frames, t = first + half + i % frames;
         if (is_masked(item, t)) continue;

@@ -160,11 +160,13 @@ template <int WIDTH>
 AAR_DEVICE void screen(const Search& search, const Book& book, int rows) {
   const int tiles = book.last_tile - book.first_tile, blocks = (rows + 15) / 16;
   const int shares = tiles >= kWarps || tiles == 0 ? 1 : kWarps / tiles, warp = thread_id() / 32, lane = thread_id() % 32;
+#pragma unroll 1
   for (int unit = warp; unit < tiles * shares; unit += kWarps) {
     const int index = book.first_tile + unit / shares, share = unit % shares;
     Tile<WIDTH> tile;
     load_tile(tile, book, index);
     // Warps begin at different rows: by the time a row's second tile comes, its best is known, and few codes pass.
+#pragma unroll 1
     for (int i = share; i < blocks; i += shares) {
       const int block = shares == 1 ? (i + warp) % blocks : i;
       float scores[kTileCodes / 8][4];
@@ -182,7 +184,7 @@ AAR_DEVICE unsigned long long exact_cost(const float* row, const Book& book, int
   const float* exact = book.exact + int64_t(code) * book.dim;
   const int part = thread_id() % 4 * 4;
   double cost = 0;
-#pragma unroll
+#pragma unroll 2
   for (int d = 0; d < WIDTH; d += 16) {
     const float4 z = *reinterpret_cast<const float4*>(row + d + part), e = load_channels(exact, d + part, book.dim);
     const float a[4] = {z.x, z.y, z.z, z.w}, b[4] = {e.x, e.y, e.z, e.w};
@@ -204,7 +206,9 @@ AAR_DEVICE void compare_all(const Search& search, const Book& book, int row, uns
   const int end = book.last_tile * kTileCodes < book.codes ? book.last_tile * kTileCodes : book.codes;
   // A code that was found among the candidates with room need not be the nearest.
   if (thread_id() == 0) winner[row] = kNoCode;
+#pragma unroll 1
   for (int pass = 0; pass < 2; pass++) {
+#pragma unroll 1
     for (int from = begin; from < end; from += kThreads / 4) {
       const int code = from + thread_id() / 4;
       const unsigned long long cost = exact_cost<WIDTH>(search.rows + row * WIDTH, book, code < end ? code : begin);
@@ -222,6 +226,7 @@ AAR_DEVICE void settle(const Search& search, const Book& book, int rows) {
   unsigned long long* least = search.least + cluster_rank() * search.chunk;
   int* winner = search.winner + cluster_rank() * search.chunk;
   const int noted = search.counts[0] < kCandidates ? search.counts[0] : kCandidates;
+#pragma unroll 1
   for (int i = thread_id(); i < noted; i += kThreads) {
     const uint2 candidate = search.candidates[i];
     const int row = row_of(candidate.x);
@@ -233,6 +238,7 @@ AAR_DEVICE void settle(const Search& search, const Book& book, int rows) {
   // The candidates have been sifted: their memory now takes the survivors' costs.
   unsigned long long* costs = reinterpret_cast<unsigned long long*>(search.candidates);
   const int left = search.counts[1];
+#pragma unroll 1
   for (int from = 0; from < left; from += kThreads / 4) {
     const int i = from + thread_id() / 4;
     const uint32_t survivor = search.survivors[i < left ? i : 0];
@@ -243,10 +249,12 @@ AAR_DEVICE void settle(const Search& search, const Book& book, int rows) {
     atomic_min(least + row_of(survivor), cost);
   }
   sync_block();
+#pragma unroll 1
   for (int i = thread_id(); i < left; i += kThreads)
     if (costs[i] == least[row_of(search.survivors[i])])
       atomic_min(winner + row_of(search.survivors[i]), code_of(search.survivors[i]));
   sync_block();
+#pragma unroll 1
   for (int row = 0; row < rows; row++)
     if (search.crowded[row] || search.tolerance[row] == INFINITY) compare_all<WIDTH>(search, book, row, least, winner);
 }
