@@ -59,7 +59,7 @@ struct EncodePlan {
 struct Decode {
   const int64_t* codes;  // [batch][tokens of scales first..last)
   const float* base;     // [batch][length][dim] to begin with, or null for zeros
-  float* f_hat;          // [batch][length][dim]: the sum; scratch where only `next` is wanted
+  float* f_hat;          // [batch][length][dim]: the sum
   float* scales_out;     // [last - first][batch][length][dim]: the sum after each scale, or null
   float* next_out;       // [batch][next_rows][dim]: after each scale, pooled to the length of the next; or null
   Tables tables;
@@ -70,9 +70,10 @@ struct Decode {
 // The width to which `fragments` are padded with zeros.
 constexpr int padded_dim(int dim) { return dim <= 32 ? 32 : dim <= 64 ? 64 : 128; }
 
-// Both return 0 or a cudaError_t.
+// These return 0 or a cudaError_t.
 int plan_encode(const Encode& call, EncodePlan* plan);
 int encode(const Encode& call, const EncodePlan& plan, CUstream_st* stream);
 int decode(const Decode& call, CUstream_st* stream);
+const char* error_text(int error);
 
 }  // namespace aar::cuda

@@ -12,7 +12,9 @@ int decode(const Decode& call, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
   }
   kernel<<<unsigned(call.batch * plan.slices * plan.parts), kDecodeThreads, size_t(plan.shared), stream>>>(call, plan);
-  return cudaPeekAtLastError();
+  return cudaGetLastError();
 }
+
+const char* error_text(int error) { return cudaGetErrorString(cudaError_t(error)); }
 
 }  // namespace aar::cuda

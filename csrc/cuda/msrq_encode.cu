@@ -8,30 +8,35 @@ namespace {
 
 constexpr int kChunk = 80;  // rows searched at once: the finest published scale in one go
 
+using Kernel = void (*)(Encode, EncodePlan);
+
+Kernel kernel_of(const Encode& call) {
+  const int width = padded_dim(call.tables.dim);
+  return width == 32 ? encode_kernel<32, 2> : width == 64 ? encode_kernel<64, 2> : encode_kernel<128, 1>;
+}
+
 struct Device {
-  int processors = 0, shared = 0, major = 0;
+  int processors = 0, shared = 0;
+  bool clusters = false;
 };
 
-cudaError_t describe(int id, Device* device) {
+cudaError_t describe(int id, const Encode& call, Device* device) {
   cudaError_t error = cudaSuccess;
   const auto get = [&](int* value, cudaDeviceAttr what) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, what, id);
   };
   get(&device->processors, cudaDevAttrMultiProcessorCount);
   get(&device->shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  get(&device->major, cudaDevAttrComputeCapabilityMajor);
+  // The code that runs may have been compiled for an older GPU than this one, and then knows no clusters.
+  cudaFuncAttributes attributes = {};
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel_of(call));
+  device->clusters = attributes.ptxVersion >= 90;
   return error;
-}
-
-using Kernel = void (*)(Encode, EncodePlan);
-
-Kernel kernel_of(int width) {
-  return width == 32 ? encode_kernel<32, 2> : width == 64 ? encode_kernel<64, 2> : encode_kernel<128, 1>;
 }
 
 cudaError_t configure(const Encode& call, const EncodePlan& plan, cudaLaunchConfig_t& config, cudaLaunchAttribute& attribute,
                    cudaStream_t stream) {
-  const Kernel kernel = kernel_of(padded_dim(call.tables.dim));
+  const Kernel kernel = kernel_of(call);
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared);
   if (error == cudaSuccess && plan.cluster > 8)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
@@ -49,9 +54,9 @@ cudaError_t configure(const Encode& call, const EncodePlan& plan, cudaLaunchConf
 
 cudaError_t make_plan(const Encode& call, int id, EncodePlan* plan) {
   Device device;
-  cudaError_t error = describe(id, &device);
+  cudaError_t error = describe(id, call, &device);
   if (error != cudaSuccess) return error;
-  *plan = plan_for(call, device.processors, device.shared, device.major >= 9 ? 16 : 1, kChunk);
+  *plan = plan_for(call, device.processors, device.shared, device.clusters ? 16 : 1, kChunk);
   if (plan->shared > device.shared) return cudaErrorInvalidConfiguration;
   // A cluster lies within one group of multiprocessors, and not all groups have room for 16 blocks.
   while (plan->cluster > 1) {
@@ -60,7 +65,7 @@ cudaError_t make_plan(const Encode& call, int id, EncodePlan* plan) {
     int most = 0;
     error = configure(call, *plan, config, attribute, nullptr);
     if (error == cudaSuccess)
-      error = cudaOccupancyMaxActiveClusters(&most, kernel_of(padded_dim(call.tables.dim)), &config);
+      error = cudaOccupancyMaxActiveClusters(&most, kernel_of(call), &config);
     if (error == cudaSuccess && most >= plan->clusters) break;
     cudaGetLastError();  // a refusal must not be reported by whatever the caller calls next
     *plan = plan_for(call, device.processors, device.shared, plan->cluster / 2, kChunk);
@@ -98,7 +103,7 @@ int encode(const Encode& call, const EncodePlan& plan, cudaStream_t stream) {
   cudaLaunchAttribute attribute;
   const cudaError_t error = configure(call, plan, config, attribute, stream);
   if (error != cudaSuccess) return error;
-  return cudaLaunchKernelEx(&config, kernel_of(padded_dim(call.tables.dim)), call, plan);
+  return cudaLaunchKernelEx(&config, kernel_of(call), call, plan);
 }
 
 }  // namespace aar::cuda
