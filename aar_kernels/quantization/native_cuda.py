@@ -1,6 +1,7 @@
-"""What the CUDA kernels of csrc read: codebooks packed for the tensor cores, and phi tabulated per code.
+"""The compiled backend on a GPU (csrc/cuda): one launch for each operator.
 
-Plain PyTorch, in float64 where it is computed, so that neither TF32 nor autocast changes it; runs on any device.
+What the kernels read of the weights, codebooks packed for the tensor cores and phi tabulated per code, is made in plain
+PyTorch, in float64 so that neither TF32 nor autocast changes it, and remembered until a weight changes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._library import library
 from ..cache import DerivedCache
 from .common import fold
 
@@ -41,6 +43,74 @@ class Tables(NamedTuple):
 
 _packed: DerivedCache[Packed] = DerivedCache()
 _tables: DerivedCache[Tables] = DerivedCache()
+
+
+def unsupported(problem) -> str | None:
+    if library.cuda_reason is not None:
+        return library.cuda_reason
+    if problem.operator in ("msrq_quantize", "msrq_update"):
+        return "inference only on CUDA"
+    if problem.dtype != torch.float32:
+        return f"codebooks and phi must be float32, got {problem.dtype}"
+    if problem.needs_grad:
+        return "not differentiable; call it under torch.no_grad()"
+    if problem.dim > MAX_DIM:
+        return f"at most {MAX_DIM} channels on CUDA, got {problem.dim}"
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        return f"needs a GPU of compute capability 8.0 or later, this one has {major}.{minor}"
+    return None
+
+
+def encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> Tensor:
+    packed = packed_of(codebooks, metric)
+    rows, bias, taps, table_of, kernel_of = tables_of(codebooks, phi_weights, phi_biases, lengths, phi_index)
+    mask = None if mask is None else mask.contiguous()
+    return torch.ops.aar_native.msrq_encode_cuda(
+        x.contiguous(), mask, lengths, metric == "cosine", *packed, rows, bias, taps, table_of, kernel_of
+    )
+
+
+def decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+    f_hat = codebooks.new_empty(codes.shape[0], length, codebooks.shape[2])
+    scales = (0, len(lengths))
+    _decode(codes, None, codebooks, phi_weights, phi_biases, lengths, phi_index, scales, f_hat)
+    return f_hat
+
+
+def decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+    f_hat = codebooks.new_empty(codes.shape[0], length, codebooks.shape[2])
+    each, scales = f_hat.new_empty(len(lengths), *f_hat.shape), (0, len(lengths))
+    _decode(codes, None, codebooks, phi_weights, phi_biases, lengths, phi_index, scales, f_hat, each)
+    return each
+
+
+def next_scale_inputs(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+    f_hat = codebooks.new_empty(codes.shape[0], length, codebooks.shape[2])
+    pooled, scales = f_hat.new_empty(codes.shape[0], sum(lengths[1:]), f_hat.shape[2]), (0, len(lengths))
+    _decode(codes, None, codebooks, phi_weights, phi_biases, lengths, phi_index, scales, f_hat, None, pooled)
+    return pooled
+
+
+def step(f_hat, codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scale) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(f_hat, memory_format=torch.contiguous_format)
+    pooled = out.new_empty(out.shape[0], sum(lengths[scale + 1 : scale + 2]), out.shape[2])
+    scales = (scale, scale + 1)
+    _decode(codes, f_hat, codebooks, phi_weights, phi_biases, lengths, phi_index, scales, out, None, pooled)
+    return out, pooled
+
+
+def _decode(
+    codes, base, codebooks, phi_weights, phi_biases, lengths, phi_index, scales, f_hat, each=None, pooled=None
+) -> None:
+    """The codes of scales ``scales[0]`` to ``scales[1]`` on top of ``base``, to f_hat; and fill what else is given."""
+    rows, bias, taps, table_of, kernel_of = tables_of(codebooks, phi_weights, phi_biases, lengths, phi_index)
+    books, size, _ = codebooks.shape
+    base = None if base is None else base.contiguous()
+    torch.ops.aar_native.msrq_decode_cuda(
+        codes.contiguous(), base, lengths, books, size, rows, bias, taps, table_of, kernel_of, *scales, f_hat, each,
+        pooled,
+    )  # fmt: skip
 
 
 def padded_dim(dim: int) -> int:
@@ -100,8 +170,8 @@ def tables_of(codebooks, phi_weights, phi_biases, lengths: Sequence[int], phi_in
 def _remember(cache: DerivedCache, weights: list[Tensor], build, *options):
     """A value of ``cache``, one for each CUDA stream: another stream would have to wait for the one that builds.
 
-    Under CUDA-graph capture a new one, that the graph keeps: it would otherwise go on reading memory that the cache gives
-    up when a weight changes.
+    Under CUDA-graph capture a new one, that the graph keeps: it would otherwise go on reading memory that the cache
+    gives up when a weight changes.
     """
     if not weights[0].is_cuda:
         return cache.get(weights, build, *options)

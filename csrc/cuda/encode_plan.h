@@ -34,20 +34,22 @@ inline EncodePlan plan_for(const Encode& call, int processors, int shared, int m
   const int filled = batch / (2 * processors), useful = chunk / plan.longest < 2 ? 2 : chunk / plan.longest;
   plan.group = plan.cluster > 1 || filled < 1 ? 1 : filled < useful ? filled : useful;
 
+  const auto two_fit = [&] { return width == 128 || 2 * (plan.shared + 1024) <= shared + 1024; };
   const auto settle = [&](int group, int rows, bool spill) {
     const int tokens = group * plan.longest;
     plan.group = group;
     plan.chunk = tokens < rows ? ceil_div(tokens, 16) * 16 : rows;
     const int groups = ceil_div(batch, group);
-    // Two blocks of a multiprocessor hide each other's latencies.
     const auto resident = [&](int blocks) { return ceil_div(processors * blocks, plan.cluster); };
     plan.clusters = groups;
     if (!fit(plan, width, taps, shared, spill)) return false;
-    const int blocks = width < 128 && 2 * (plan.shared + 1024) <= shared + 1024 ? 2 : 1;
+    const int blocks = width < 128 && two_fit() ? 2 : 1;
     if (plan.clusters > resident(blocks)) plan.clusters = resident(blocks);
     return fit(plan, width, taps, shared, spill);
   };
-  if (settle(plan.group, chunk, false) || settle(1, chunk, false)) return plan;
+  // Two blocks of a multiprocessor hide each other's latencies, so groups are no larger than leaves room for them.
+  if (plan.group > 1 && settle(plan.group, chunk, false) && two_fit()) return plan;
+  if (settle(1, chunk, false)) return plan;
   for (int rows = chunk; rows >= 16; rows -= 16)
     if (settle(1, rows, true)) break;
   return plan;

@@ -42,7 +42,8 @@ def compiler() -> list[str]:
 
 def compile_model(directory: Path, *flags: str) -> Path:
     library = directory / "model.so"
-    command = [*compiler(), *FLAGS, *flags, "-I", str(build.SOURCES / "cuda"), str(HERE / "model.cpp"), "-o", str(library)]
+    sources = ["-I", str(build.SOURCES / "cuda"), str(HERE / "model.cpp")]
+    command = [*compiler(), *FLAGS, *flags, *sources, "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return library
@@ -73,7 +74,10 @@ def _tables(levels: Levels) -> native_cuda.Tables:
     )
 
 
-def plan(batch: int, length: int, dim: int, codes: int, taps: int, lengths: list[int], device: Device) -> dict[str, int]:
+def plan(
+    batch: int, length: int, dim: int, codes: int, taps: int, lengths: list[int], device: Device
+) -> dict[str, int]:  # fmt: skip
+    """`EncodePlan` of csrc/cuda/msrq.h."""
     scales = torch.tensor([[n, 0, 0, 0] for n in lengths], dtype=torch.int32)
     out = torch.zeros(8, dtype=torch.int64)
     library().model_plan(
@@ -100,16 +104,18 @@ def encode(x: Tensor, levels: Levels, device: Device, mask: Tensor | None = None
     return out
 
 
-def decode(codes: Tensor, levels: Levels, length: int, first: int, last: int, base: Tensor | None = None, seed: int = 0):
+def decode(
+    codes: Tensor, levels: Levels, length: int, first: int, last: int, base: Tensor | None = None, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The sum, the sums after each scale, and those pooled: what decode, decode_scales, next_scale_inputs and step
     are made of."""
     tables = _tables(levels)
     scales, batch, dim = _scales(levels, tables), len(codes), levels.latent_dim
-    f_hat = torch.full((batch, length, dim), torch.nan)
+    codes, f_hat = codes.contiguous(), torch.full((batch, length, dim), torch.nan)
     each = torch.full((last - first, batch, length, dim), torch.nan)
     pooled = torch.full((batch, sum(levels.schedule.lengths[first + 1 : last + 1]), dim), torch.nan)
     library().model_decode(
-        _pointer(codes.contiguous()), _pointer(base), _pointer(tables.rows), _pointer(tables.bias), _pointer(scales),
+        _pointer(codes), _pointer(base), _pointer(tables.rows), _pointer(tables.bias), _pointer(scales),
         len(scales), batch, length, dim, levels.codebook_size, tables.taps, first, last, seed, _pointer(f_hat),
         _pointer(each), _pointer(pooled),
     )  # fmt: skip
