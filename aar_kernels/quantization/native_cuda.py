@@ -139,7 +139,8 @@ def pack(codebooks: Tensor, metric: str) -> Packed:
     wide = F.pad(rounded, (0, width - dim, 0, rows - size))
     steps = wide.view(books, rows // 8, 8, width // 32, 2, 4, 4)  # code, two steps, quarter, channel
     fragments = steps.permute(0, 1, 3, 2, 5, 4, 6).contiguous()
-    return Packed(fragments, F.pad(halves.float(), (0, rows - size), value=math.inf), exact, bound)
+    half_squares = F.pad(halves.float(), (0, rows - size), value=math.inf)
+    return Packed(fragments, half_squares, F.pad(exact, (0, width - dim)), bound)
 
 
 def tabulate(codebooks: Tensor, phi_weights, phi_biases, lengths, phi_index) -> Tables:

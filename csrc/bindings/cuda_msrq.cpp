@@ -56,8 +56,8 @@ void set_scales(Call& call, const Ints& lengths, int64_t books, const Tensor& ro
 }
 
 void set_sequence(const Tensor& sequence, int64_t dim, int* batch, int* length) {
-  STD_TORCH_CHECK(sequence.dim() == 3 && sequence.size(1) > 0 && sequence.size(1) < 1 << 28 && sequence.size(2) == dim &&
-                      sequence.size(0) < 1 << 24,
+  STD_TORCH_CHECK(sequence.dim() == 3 && sequence.size(0) < 1 << 24 && sequence.size(1) > 0 &&
+                      sequence.size(1) < 1 << 28 && sequence.size(2) == dim,
                   "aar_native: sequences must be [batch, T >= 1, latent]");
   *batch = int(sequence.size(0)), *length = int(sequence.size(1));
 }
@@ -65,19 +65,21 @@ void set_sequence(const Tensor& sequence, int64_t dim, int* batch, int* length) 
 Tensor msrq_encode_cuda(Tensor x, MaybeTensor mask, Ints lengths, bool cosine, Tensor fragments, Tensor half_squares,
                         Tensor exact, Tensor bound, Tensor rows, MaybeTensor bias, int64_t taps, Ints table_of,
                         Ints kernel_of) {
-  const int64_t books = exact.size(0), codes = exact.size(1), dim = exact.size(2), padded = half_squares.size(1);
+  const int64_t books = exact.size(0), codes = exact.size(1), dim = x.size(2), padded = half_squares.size(1);
   cuda::Encode call = {};
   call.tables = tables_of(rows, bias, codes, dim, taps);
   set_scales(call, lengths, books, rows, bias, table_of, kernel_of);
   set_sequence(x, dim, &call.batch, &call.length);
   STD_TORCH_CHECK(padded == (codes + cuda::kTileCodes - 1) / cuda::kTileCodes * cuda::kTileCodes &&
                       half_squares.numel() == books * padded && bound.numel() == 3 * books &&
+                      exact.size(2) == cuda::padded_dim(int(dim)) &&
                       fragments.numel() == books * padded * cuda::padded_dim(int(dim)),
                   "aar_native: packed codebooks of another shape");
   STD_TORCH_CHECK(!mask || mask->numel() == x.size(0) * x.size(1), "aar_native: mask of another shape");
   call.x = numbers(x);
   call.mask = mask ? on_device<uint8_t>(*mask, ScalarType::Bool) : nullptr;
-  call.packed = {on_device<void>(fragments, ScalarType::BFloat16), numbers(half_squares), numbers(exact), numbers(bound)};
+  call.packed = {on_device<void>(fragments, ScalarType::BFloat16), numbers(half_squares), numbers(exact),
+                 numbers(bound)};
   call.padded_codes = int(padded);
   call.cosine = cosine;
   for (int64_t n : lengths) call.tokens += int(n);

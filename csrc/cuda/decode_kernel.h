@@ -1,16 +1,16 @@
 // Decoding in one launch: the sum of what the codes of some scales stand for, the sum after each of them, and each sum
 // pooled to the length of the next scale.
 //
-// Channels do not meet in any of this, nor do frames but in pooling. So a block takes a few channels of an item, for all
-// frames where it has to pool, else for some of them; a thread keeps to its frames from scale to scale.
+// Channels do not meet in any of this, nor do frames but in pooling. So a block takes a few channels of an item, for
+// all frames where it has to pool, else for some of them.
 #pragma once
 #include "resample.h"
 
 namespace aar::cuda {
 
 constexpr int kDecodeThreads = 256;
-constexpr int kSliceLanes = 4, kSlice = 4 * kSliceLanes;         // 16 channels: rows of a table come in sectors of 32 bytes
-constexpr int kFramesAtOnce = kDecodeThreads / kSliceLanes;      // 64
+constexpr int kSliceLanes = 4, kSlice = 4 * kSliceLanes;     // 16 channels: tables are read in sectors of 32 bytes
+constexpr int kFramesAtOnce = kDecodeThreads / kSliceLanes;  // 64
 
 struct DecodePlan {
   int slices, parts, frames;  // the grid is [batch][slices][parts], a part being that many frames
@@ -64,7 +64,8 @@ class Decoder {
     for (int from = begin_; from < end_; from += kFramesAtOnce) {
       const int first = from - half;
       for (int i = thread_id(); i < kFramesAtOnce + 2 * half; i += kDecodeThreads)
-        if (first + i >= 0 && first + i < call_.length) positions_[i] = position_of(first + i, scale.length, call_.length);
+        if (first + i >= 0 && first + i < call_.length)
+          positions_[i] = position_of(first + i, scale.length, call_.length);
       sync_block();
       const int t = from + thread_id() / kSliceLanes;
       if (t < end_) {

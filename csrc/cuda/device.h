@@ -20,6 +20,12 @@
 namespace aar::cuda {
 
 AAR_DEVICE int thread_id() { return int(threadIdx.x); }
+// Read anew each time, so that what follows from it is not kept in registers through hot loops elsewhere.
+AAR_DEVICE int fresh_thread_id() {
+  int id;
+  asm volatile("mov.u32 %0, %tid.x;" : "=r"(id));
+  return id;
+}
 AAR_DEVICE int block_id() { return int(blockIdx.x); }
 AAR_DEVICE int block_count() { return int(gridDim.x); }
 AAR_DEVICE unsigned char* shared_memory() {
@@ -80,8 +86,8 @@ AAR_DEVICE uint32_t round_pair(float low, float high) {
 }
 
 // sum[16][8] += a[16][16] * b[16][8] in bf16. Lane l holds rows l/4 and l/4 + 8: a.x and a.y the first row's columns
-// 2(l%4) + {0, 1} and those + 8, a.z and a.w the second row's; b.x and b.y the same columns of b's column l/4; sum[0..1]
-// the first row's columns 2(l%4) + {0, 1}, sum[2..3] the second row's.
+// 2(l%4) + {0, 1} and those + 8, a.z and a.w the second row's; b0 and b1 those rows of b's column l/4; sum[0..1] the
+// first row's columns 2(l%4) + {0, 1}, sum[2..3] the second row's.
 AAR_DEVICE void multiply_add(float (&sum)[4], const uint4& a, uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

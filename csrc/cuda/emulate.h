@@ -1,9 +1,8 @@
 // The device of device.h in plain C++: every CUDA thread is a fiber, and blocks of a cluster run side by side.
 //
-// Fibers give way at barriers and at collective operations of a warp alone, in an order drawn from a seed. Kernels whose
-// result depends on the order, because a barrier is missing, so give different results for different seeds. Shared memory
-// is one allocation of exactly the size asked for, filled with NaN: AddressSanitizer sees a step outside, and reading
-// what nobody wrote shows.
+// Fibers give way at barriers and at collective operations of a warp alone, in an order drawn from a seed: a kernel
+// that lacks a barrier gives different results for different seeds. Shared memory is one allocation of exactly the size
+// asked for, filled with NaN: AddressSanitizer sees a step outside, and reading what nobody wrote shows.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -186,6 +185,7 @@ inline float bf16(uint32_t pair, int high) { return std::bit_cast<float>(high ? 
 }  // namespace emulation
 
 inline int thread_id() { return emulation::machine.current->thread; }
+inline int fresh_thread_id() { return thread_id(); }
 inline int block_id() { return emulation::machine.current->block->id; }
 inline int block_count() { return emulation::machine.grid; }
 inline unsigned char* shared_memory() { return emulation::machine.current->block->shared.get(); }

@@ -32,17 +32,16 @@ AAR_BOTH void carve_residual(Memory& memory, Carver& carver, const EncodePlan& p
 AAR_BOTH Memory carve(Carver& carver, const EncodePlan& plan, int width, int taps) {
   Memory memory;
   Search& search = memory.search;
-  search.chunk = plan.chunk;
-  search.rows = carver.take<float>(plan.chunk * width);
-  search.fragments = carver.take<uint4>(plan.chunk * width / 8);
-  search.least = carver.take<unsigned long long>(plan.cluster * plan.chunk);
+  search.rows = carver.take<float>(kChunk * width);
+  search.fragments = carver.take<uint4>(kChunk * width / 8);
   search.candidates = carver.take<uint2>(kCandidates);
   search.survivors = carver.take<uint32_t>(kCandidates);
-  search.winner = carver.take<int>(plan.cluster * plan.chunk);
-  search.tolerance = carver.take<float>(plan.chunk);
-  search.best = carver.take<int>(plan.chunk);
-  search.crowded = carver.take<int>(plan.chunk);
-  search.counts = carver.take<int>(2);
+  search.tolerance = carver.take<float>(kChunk);
+  search.best = carver.take<int>(kChunk);
+  search.crowded = carver.take<int>(kChunk);
+  search.counts = carver.take<int>(3);
+  search.least = carver.take<unsigned long long>(plan.cluster * kChunk);
+  search.winner = carver.take<int>(plan.cluster * kChunk);
   memory.positions = carver.take<Position>(kActFrames + taps - 1);
   memory.broken = carver.take<int>(plan.group);
   if (plan.workspace == 0) carve_residual(memory, carver, plan, width);
@@ -57,8 +56,7 @@ class Encoder {
     Carver carver{shared_memory()};
     memory_ = carve(carver, plan, WIDTH, call.tables.taps);
     if (plan.workspace != 0) {
-      const size_t share = plan.workspace / (size_t(plan.clusters) * plan.cluster);
-      Carver spilled{reinterpret_cast<unsigned char*>(call.workspace) + block_id() * share};
+      Carver spilled{reinterpret_cast<unsigned char*>(call.workspace) + block_id() * workspace_share(plan)};
       carve_residual(memory_, spilled, plan, WIDTH);
     }
   }
@@ -83,6 +81,9 @@ class Encoder {
   static constexpr int kLanes = WIDTH / 4;             // threads that share a row, four channels each
   static constexpr int kRowsAtOnce = kThreads / kLanes;
 
+  AAR_DEVICE static size_t workspace_share(const EncodePlan& plan) {
+    return plan.workspace / (size_t(plan.clusters) * plan.cluster);
+  }
   AAR_DEVICE int own_frames() const {
     const int first = rank_ * plan_.frames, left = call_.length - first;
     return left < 0 ? 0 : left < plan_.frames ? left : plan_.frames;
@@ -93,21 +94,21 @@ class Encoder {
   AAR_DEVICE float4* residual_of(int rank, int item, int frame) const {
     float* residual = memory_.residual;
     if (plan_.workspace == 0) residual = at_rank(residual, rank);
-    else residual += (rank - rank_) * int64_t(plan_.workspace / (size_t(plan_.clusters) * plan_.cluster) / sizeof(float));
+    else residual += (rank - rank_) * int64_t(workspace_share(plan_) / sizeof(float));
     return reinterpret_cast<float4*>(residual + (item * plan_.frames + frame) * WIDTH) + thread_id() % kLanes;
   }
 
   AAR_DEVICE void start() {
-    for (int i = thread_id(); i < items_; i += kThreads) memory_.broken[i] = 0;
+    for (int i = fresh_thread_id(); i < items_; i += kThreads) memory_.broken[i] = 0;
     sync_cluster();
     const int frames = own_frames();
 #pragma unroll 1
-    for (int i = thread_id() / kLanes; i < items_ * frames; i += kRowsAtOnce) {
+    for (int i = fresh_thread_id() / kLanes; i < items_ * frames; i += kRowsAtOnce) {
       const int item = i / frames, t = rank_ * plan_.frames + i % frames;
       float4 value = {0, 0, 0, 0};
       if (!is_masked(item, t)) {
         const float* x = call_.x + (int64_t(first_ + item) * call_.length + t) * call_.tables.dim;
-        value = load_channels(x, thread_id() % kLanes * 4, call_.tables.dim);
+        value = load_channels(x, fresh_thread_id() % kLanes * 4, call_.tables.dim);
       }
       // A difference with itself is 0, or NaN for NaN and Inf.
       const float4 rest = {value.x - value.x, value.y - value.y, value.z - value.z, value.w - value.w};
@@ -123,18 +124,21 @@ class Encoder {
   AAR_DEVICE void find(const Scale& scale, const Book& book, int row) {
     const Search& search = memory_.search;
     const int all = items_ * scale.length, rows = all - row < plan_.chunk ? all - row : plan_.chunk;
-    const int own = rank_ * plan_.chunk;
+    const int own = rank_ * kChunk;
+#pragma unroll 1
     for (int i = thread_id(); i < rows; i += kThreads) {
       search.best[i] = ordered(-INFINITY);
       search.crowded[i] = 0;
       search.least[own + i] = ~0ull;
       search.winner[own + i] = kNoCode;
     }
-    if (thread_id() < 2) search.counts[thread_id()] = 0;
+    if (thread_id() < 3) search.counts[thread_id()] = 0;
+    Tile<WIDTH> tile;
+    load_first_tile(tile, book);
     pool(scale, book, row, rows);
     sync_cluster();
 
-    screen<WIDTH>(search, book, rows);
+    screen(search, book, tile, rows);
     sync_block();
     settle<WIDTH>(search, book, rows);
 #pragma unroll 1
@@ -181,12 +185,14 @@ class Encoder {
   AAR_DEVICE int pool_row(const Scale& scale, int row, float4& mean) const {
     const int item = row / scale.length, token = row % scale.length;
     if (memory_.broken[item]) return 0;
+    const int begin = window_begin(token, scale.length, call_.length);
     const int end = window_end(token, scale.length, call_.length);
-    int seen = 0;
+    int seen = 0, rank = begin / plan_.frames, frame = begin % plan_.frames;
 #pragma unroll 4
-    for (int t = window_begin(token, scale.length, call_.length); t < end; t++) {
-      mean = add(mean, *residual_of(t / plan_.frames, item, t % plan_.frames));
+    for (int t = begin; t < end; t++) {
+      mean = add(mean, *residual_of(rank, item, frame));
       seen += !is_masked(item, t);
+      if (++frame == plan_.frames) frame = 0, rank++;
     }
     if (seen > 1) mean = divide(mean, float(seen));
     return seen;
@@ -197,13 +203,14 @@ class Encoder {
 
   AAR_DEVICE void choose(const Scale& scale, int row, int rows) {
     const Search& search = memory_.search;
+#pragma unroll 1
     for (int i = thread_id(); i < rows; i += kThreads) {
       unsigned long long least = search.least[i];
       int code = search.winner[i];
 #pragma unroll 1
       for (int rank = 1; rank < plan_.cluster; rank++) {
-        const unsigned long long cost = search.least[rank * plan_.chunk + i];
-        const int winner = search.winner[rank * plan_.chunk + i];
+        const unsigned long long cost = search.least[rank * kChunk + i];
+        const int winner = search.winner[rank * kChunk + i];
         if (cost < least || (cost == least && winner < code)) least = cost, code = winner;
       }
       if (code == kNoCode) code = 0;  // only a codebook with NaN in it leaves no candidate
@@ -220,16 +227,18 @@ class Encoder {
     for (int from = 0; from < own; from += kActFrames) {
       const int frames = own - from < kActFrames ? own - from : kActFrames;
       const int first = rank_ * plan_.frames + from - half;
-      for (int i = thread_id(); i < frames + 2 * half; i += kThreads)
+#pragma unroll 1
+      for (int i = fresh_thread_id(); i < frames + 2 * half; i += kThreads)
         if (first + i >= 0 && first + i < call_.length)
           memory_.positions[i] = position_of(first + i, scale.length, call_.length);
       sync_block();
 #pragma unroll 1
-      for (int i = thread_id() / kLanes; i < items_ * frames; i += kRowsAtOnce) {
+      for (int i = fresh_thread_id() / kLanes; i < items_ * frames; i += kRowsAtOnce) {
         const int item = i / frames, t = first + half + i % frames;
         if (is_masked(item, t)) continue;
-        const float4 h = contribution(call_.tables, scale, memory_.codes + item * scale.length, memory_.positions, first,
-                                      t, call_.length, thread_id() % kLanes * 4);
+        const int* codes = memory_.codes + item * scale.length;
+        const float4 h = contribution(call_.tables, scale, codes, memory_.positions, first, t, call_.length,
+                                      fresh_thread_id() % kLanes * 4);
         float4* residual = residual_of(rank_, item, from + i % frames);
         *residual = add_scaled(*residual, h, -1.0f);
       }

@@ -23,7 +23,7 @@ inline bool fit(EncodePlan& plan, int width, int taps, int shared, bool spill) {
 // Many items get a block each; more than that share a block in groups, so that a codebook is read once per group.
 //
 // processors, shared: multiprocessors, and bytes of shared memory that a block may have. most: blocks per cluster at
-// most. chunk: rows searched at once at most.
+// most. chunk: rows searched at once at most, up to kChunk.
 inline EncodePlan plan_for(const Encode& call, int processors, int shared, int most, int chunk) {
   const int width = padded_dim(call.tables.dim), taps = call.tables.taps, batch = call.batch > 0 ? call.batch : 1;
   EncodePlan plan = {};
@@ -50,8 +50,7 @@ inline EncodePlan plan_for(const Encode& call, int processors, int shared, int m
   // Two blocks of a multiprocessor hide each other's latencies, so groups are no larger than leaves room for them.
   if (plan.group > 1 && settle(plan.group, chunk, false) && two_fit()) return plan;
   if (settle(1, chunk, false)) return plan;
-  for (int rows = chunk; rows >= 16; rows -= 16)
-    if (settle(1, rows, true)) break;
+  settle(1, chunk, true);
   return plan;
 }
 

@@ -28,7 +28,7 @@ struct Tables {
 struct Packed {
   const void* fragments;      // [books][codes / 8][width / 32][32 lanes] of 16 bytes: bf16 operands of the tensor core
   const float* half_squares;  // [books][padded codes]: |e|^2 / 2 (0 for cosine), +inf for padding
-  const float* exact;         // [books][codes][dim]: what is compared in double; normalised for cosine
+  const float* exact;         // [books][codes][width]: what is compared in double; normalised for cosine
   const float* bound;         // [books][3]: largest |e|, |e - bf16(e)|, |e|^2 / 2, each rounded up
 };
 
@@ -50,7 +50,7 @@ struct EncodePlan {
   int group;         // items that a cluster takes at once
   int frames;        // of each item, that a block keeps the residual of
   int longest;       // tokens of the longest scale
-  int chunk;         // rows searched at once: a multiple of 16
+  int chunk;         // rows searched at once: a multiple of 16, at most kChunk
   int clusters;      // in the grid; each goes on to further groups of items
   int shared;        // bytes of shared memory per block
   size_t workspace;  // bytes of device memory for residuals and codes that do not fit in shared memory; usually 0
@@ -67,7 +67,7 @@ struct Decode {
   Scale scale[kMaxScales];
 };
 
-// The width to which `fragments` are padded with zeros.
+// The width to which packed codes are padded with zeros.
 constexpr int padded_dim(int dim) { return dim <= 32 ? 32 : dim <= 64 ? 64 : 128; }
 
 // These return 0 or a cudaError_t.

@@ -6,8 +6,6 @@
 namespace aar::cuda {
 namespace {
 
-constexpr int kChunk = 80;  // rows searched at once: the finest published scale in one go
-
 using Kernel = void (*)(Encode, EncodePlan);
 
 Kernel kernel_of(const Encode& call) {
@@ -34,8 +32,8 @@ cudaError_t describe(int id, const Encode& call, Device* device) {
   return error;
 }
 
-cudaError_t configure(const Encode& call, const EncodePlan& plan, cudaLaunchConfig_t& config, cudaLaunchAttribute& attribute,
-                   cudaStream_t stream) {
+cudaError_t configure(const Encode& call, const EncodePlan& plan, cudaLaunchConfig_t& config,
+                      cudaLaunchAttribute& attribute, cudaStream_t stream) {
   const Kernel kernel = kernel_of(call);
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared);
   if (error == cudaSuccess && plan.cluster > 8)

@@ -5,6 +5,12 @@
 
 namespace aar::cuda {
 
+// (a * b + c) / d of numbers that are not negative. A 64-bit division takes a hundred instructions: only where needed.
+AAR_DEVICE int scale_down(int a, int b, int c, int d) {
+  const uint64_t product = uint64_t(a) * uint64_t(b) + uint64_t(c);
+  return product >> 32 == 0 ? int(uint32_t(product) / uint32_t(d)) : int(product / uint64_t(d));
+}
+
 // A frame between tokens `left` and `left + 1` of a scale, nearer to the right one by `weight`.
 struct Position {
   int left;
@@ -17,14 +23,15 @@ AAR_DEVICE Position position_of(int frame, int n, int length) {
   if (n == length) return {frame, 0};
   const int64_t twice = (2 * int64_t(frame) + 1) * n - length;
   if (twice <= 0) return {0, 0};
-  const int left = int(twice / (2 * int64_t(length)));
+  const uint64_t whole = 2 * uint64_t(length);
+  const int left = twice >> 32 == 0 ? int(uint32_t(twice) / uint32_t(whole)) : int(uint64_t(twice) / whole);
   if (left >= n - 1) return {n - 1, 0};
-  return {left, float(twice - left * 2 * int64_t(length)) / float(2 * length)};
+  return {left, float(twice - left * int64_t(whole)) / float(whole)};
 }
 
 // The frames that token i of n is the mean of.
-AAR_DEVICE int window_begin(int i, int n, int length) { return int(int64_t(i) * length / n); }
-AAR_DEVICE int window_end(int i, int n, int length) { return int((int64_t(i + 1) * length + n - 1) / n); }
+AAR_DEVICE int window_begin(int i, int n, int length) { return scale_down(i, length, 0, n); }
+AAR_DEVICE int window_end(int i, int n, int length) { return scale_down(i + 1, length, n - 1, n); }
 
 // What four channels of `codes[n]` add to frame t: the bias and, over the taps of phi, the interpolated rows of the
 // codes. `positions[i]` is that of frame `first + i`. A code of -1 is a row of zeros.

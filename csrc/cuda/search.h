@@ -2,9 +2,9 @@
 // tell apart.
 //
 // A screened score is z'.e' - |e|^2 / 2 for the rounded row z' and code e'. By Cauchy-Schwarz it is off by at most
-// |z - z'| |e| + |z'| |e - e'|, plus what the tensor core drops while it adds. Codes whose score is within twice that of
-// the best are compared again, in double, from the fp32 inputs. With 64 channels and 1024 random codes these are about
-// two per row.
+// |z - z'| |e| + |z'| |e - e'|, plus what the tensor core drops while it adds. Codes whose score is within twice that
+// of the best are compared again, in double, from the fp32 inputs. With 64 channels and 1024 random codes these are
+// about two per row.
 #pragma once
 #include "device.h"
 #include "msrq.h"
@@ -12,6 +12,7 @@
 namespace aar::cuda {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kChunk = 80;  // rows searched at once at most: the finest published scale in one go
 constexpr int kCandidates = 2048;
 constexpr int kNoCode = INT_MAX;  // the winner among no candidates
 
@@ -23,23 +24,23 @@ AAR_DEVICE bool is_screened(float tolerance) { return tolerance >= 0 && toleranc
 struct Book {
   const uint4* fragments;
   const float *half_squares, *exact, *bound;
-  int codes, dim, first_tile, last_tile;
+  int codes, first_tile, last_tile;
   bool cosine;
 };
 
-// Scratch of a block, in shared memory.
+// Scratch of a block, in shared memory. All but the last two have a fixed size, so that their addresses are constants
+// and take no registers.
 struct Search {
-  float* rows;           // [chunk][width], zeros beyond dim
-  uint4* fragments;      // [chunk / 16][width / 16][32 lanes]: the rows in bf16, as operands of the tensor core
-  float* tolerance;      // [chunk]
-  int* best;             // [chunk]: the largest score so far, as `ordered`
-  int* crowded;          // [chunk]: whether a candidate found no room
-  unsigned long long* least;  // [cluster][chunk]: the smallest cost among each block's codes, as `ordered`
-  int* winner;                // [cluster][chunk]: the first code that has it
+  float* rows;                // [kChunk][width], zeros beyond dim
+  uint4* fragments;           // [kChunk / 16][width / 16][32 lanes]: the rows in bf16, as operands of the tensor core
+  float* tolerance;           // [kChunk]
+  int* best;                  // [kChunk]: the largest score so far, as `ordered`
+  int* crowded;               // [kChunk]: whether a candidate found no room
   uint2* candidates;          // [kCandidates]: row and code, score; later their costs
   uint32_t* survivors;        // [kCandidates]
-  int* counts;                // candidates, survivors
-  int chunk;
+  int* counts;                // [3]: candidates, survivors, rows that screening cannot help
+  unsigned long long* least;  // [cluster][kChunk]: the smallest cost among each block's codes, as `ordered`
+  int* winner;                // [cluster][kChunk]: the first code that has it
 };
 
 AAR_DEVICE uint32_t pack_candidate(int row, int code) { return uint32_t(row) << 22 | uint32_t(code); }
@@ -48,11 +49,11 @@ AAR_DEVICE int code_of(uint32_t candidate) { return int(candidate & 0x3fffff); }
 
 AAR_DEVICE Book book_of(const Encode& call, const Scale& scale, int width) {
   const int64_t b = scale.book;
-  const int dim = call.tables.dim, codes = call.tables.codes, tiles = call.padded_codes / kTileCodes;
+  const int codes = call.tables.codes, tiles = call.padded_codes / kTileCodes;
   const int rank = cluster_rank(), size = cluster_size();
   return {static_cast<const uint4*>(call.packed.fragments) + b * call.padded_codes * (width / 8),
-          call.packed.half_squares + b * call.padded_codes, call.packed.exact + b * codes * dim,
-          call.packed.bound + b * 3, codes, dim, tiles * rank / size, tiles * (rank + 1) / size, call.cosine};
+          call.packed.half_squares + b * call.padded_codes, call.packed.exact + b * codes * width,
+          call.packed.bound + b * 3, codes, tiles * rank / size, tiles * (rank + 1) / size, call.cosine};
 }
 
 // Twice the error of a screened score, from the norms of the rounded row and of its rounding. A row too large to be
@@ -154,17 +155,33 @@ AAR_DEVICE void sift(const Search& search, int row, bool exists, const float (&s
   }
 }
 
-// The whole warp calls: units of one tile of codes and a share of the rows, so that all warps have work even where the
-// block's part of the codebook is small.
+// Warps work on units of one tile of codes and a share of the rows, so that all have work even where the block's part
+// of the codebook is small.
+struct Units {
+  int first_tile, shares, count;
+  AAR_DEVICE int tile(int unit) const { return first_tile + unit / shares; }
+};
+
+AAR_DEVICE Units units_of(const Book& book) {
+  const int tiles = book.last_tile - book.first_tile, shares = tiles >= kWarps || tiles == 0 ? 1 : kWarps / tiles;
+  return {book.first_tile, shares, tiles * shares};
+}
+
+// The codes of a warp's first unit: asked for before the rows are known, they come while the block waits for those.
 template <int WIDTH>
-AAR_DEVICE void screen(const Search& search, const Book& book, int rows) {
-  const int tiles = book.last_tile - book.first_tile, blocks = (rows + 15) / 16;
-  const int shares = tiles >= kWarps || tiles == 0 ? 1 : kWarps / tiles, warp = thread_id() / 32, lane = thread_id() % 32;
+AAR_DEVICE void load_first_tile(Tile<WIDTH>& tile, const Book& book) {
+  const Units units = units_of(book);
+  if (thread_id() / 32 < units.count) load_tile(tile, book, units.tile(thread_id() / 32));
+}
+
+template <int WIDTH>
+AAR_DEVICE void screen(const Search& search, const Book& book, Tile<WIDTH>& tile, int rows) {
+  const Units units = units_of(book);
+  const int blocks = (rows + 15) / 16, shares = units.shares, warp = thread_id() / 32, lane = thread_id() % 32;
 #pragma unroll 1
-  for (int unit = warp; unit < tiles * shares; unit += kWarps) {
-    const int index = book.first_tile + unit / shares, share = unit % shares;
-    Tile<WIDTH> tile;
-    load_tile(tile, book, index);
+  for (int unit = warp; unit < units.count; unit += kWarps) {
+    const int index = units.tile(unit), share = unit % shares;
+    if (unit != warp) load_tile(tile, book, index);
     // Warps begin at different rows: by the time a row's second tile comes, its best is known, and few codes pass.
 #pragma unroll 1
     for (int i = share; i < blocks; i += shares) {
@@ -181,12 +198,13 @@ AAR_DEVICE void screen(const Search& search, const Book& book, int rows) {
 // Squared distance (euclidean) or minus the product (cosine), in double, summed by four lanes in a fixed order.
 template <int WIDTH>
 AAR_DEVICE unsigned long long exact_cost(const float* row, const Book& book, int code) {
-  const float* exact = book.exact + int64_t(code) * book.dim;
+  const float* exact = book.exact + int64_t(code) * WIDTH;
   const int part = thread_id() % 4 * 4;
   double cost = 0;
 #pragma unroll 2
   for (int d = 0; d < WIDTH; d += 16) {
-    const float4 z = *reinterpret_cast<const float4*>(row + d + part), e = load_channels(exact, d + part, book.dim);
+    const float4 z = *reinterpret_cast<const float4*>(row + d + part);
+    const float4 e = load_constant(reinterpret_cast<const float4*>(exact + d + part));
     const float a[4] = {z.x, z.y, z.z, z.w}, b[4] = {e.x, e.y, e.z, e.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -223,8 +241,8 @@ AAR_DEVICE void compare_all(const Search& search, const Book& book, int row, uns
 // After `screen` and a barrier: the smallest cost of each row among the block's codes, and the first code that has it.
 template <int WIDTH>
 AAR_DEVICE void settle(const Search& search, const Book& book, int rows) {
-  unsigned long long* least = search.least + cluster_rank() * search.chunk;
-  int* winner = search.winner + cluster_rank() * search.chunk;
+  unsigned long long* least = search.least + cluster_rank() * kChunk;
+  int* winner = search.winner + cluster_rank() * kChunk;
   const int noted = search.counts[0] < kCandidates ? search.counts[0] : kCandidates;
 #pragma unroll 1
   for (int i = thread_id(); i < noted; i += kThreads) {
@@ -234,6 +252,10 @@ AAR_DEVICE void settle(const Search& search, const Book& book, int rows) {
     if (as_float(int(candidate.y)) >= threshold && code_of(candidate.x) < book.codes)
       search.survivors[atomic_add(search.counts + 1, 1)] = candidate.x;
   }
+  const auto compares_all = [&](int row) { return search.crowded[row] || search.tolerance[row] == INFINITY; };
+#pragma unroll 1
+  for (int row = thread_id(); row < rows; row += kThreads)
+    if (compares_all(row)) atomic_add(search.counts + 2, 1);
   sync_block();
   // The candidates have been sifted: their memory now takes the survivors' costs.
   unsigned long long* costs = reinterpret_cast<unsigned long long*>(search.candidates);
@@ -255,8 +277,8 @@ AAR_DEVICE void settle(const Search& search, const Book& book, int rows) {
       atomic_min(winner + row_of(search.survivors[i]), code_of(search.survivors[i]));
   sync_block();
 #pragma unroll 1
-  for (int row = 0; row < rows; row++)
-    if (search.crowded[row] || search.tolerance[row] == INFINITY) compare_all<WIDTH>(search, book, row, least, winner);
+  for (int row = 0; row < rows && search.counts[2] > 0; row++)
+    if (compares_all(row)) compare_all<WIDTH>(search, book, row, least, winner);
 }
 
 }  // namespace aar::cuda

@@ -142,7 +142,10 @@ def test_a_changed_weight_is_never_served_stale(backend):
 def test_a_captured_graph_replays_on_new_input_and_another_stream(backend):
     case = make_case("published")
     levels, x, _ = on_device(case)
-    run = lambda: quantization.decode(quantization.encode(x, levels, backend=backend), levels, backend=backend)  # noqa: E731
+
+    def run() -> Tensor:
+        return quantization.decode(quantization.encode(x, levels, backend=backend), levels, backend=backend)
+
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
