@@ -69,7 +69,7 @@ class Decoder {
       sync_block();
       const int t = from + thread_id() / kSliceLanes;
       if (t < end_) {
-        const float4 h = contribution(call_.tables, scale, codes_, positions_, first, t, call_.length, channel_);
+        const float4 h = contribution<3>(call_.tables, scale, codes_, positions_, first, t, call_.length, channel_);
         const float4 sum = add(read(t), h);
         write(t, sum);
         if (call_.scales_out != nullptr)

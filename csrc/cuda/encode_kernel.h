@@ -70,10 +70,9 @@ class Encoder {
         const Scale& scale = call_.scale[s];
         const Book book = book_of(call_, scale, WIDTH);
         for (int row = 0; row < items_ * scale.length; row += plan_.chunk) find(scale, book, row);
+        // After the last exchange of codes no block reads another's memory: it may go on to other items, or end.
         if (s + 1 < call_.scales) act(scale);
       }
-      // The codes of the last scale are read no more, but this block's scratch must stay until all are done with it.
-      sync_cluster();
     }
   }
 
@@ -144,9 +143,10 @@ class Encoder {
 #pragma unroll 1
     for (int i = thread_id(); i < rows * plan_.cluster; i += kThreads) {
       const int rank = i / rows, slot = own + i % rows;
-      if (rank == rank_) continue;
-      at_rank(search.least, rank)[slot] = search.least[slot];
-      at_rank(search.winner, rank)[slot] = search.winner[slot];
+      const bool empty = search.tolerance[i % rows] == kEmptyRow;
+      if (rank == rank_ && !empty) continue;
+      at_rank(search.least, rank)[slot] = empty ? 0 : search.least[slot];
+      at_rank(search.winner, rank)[slot] = empty ? -1 : search.winner[slot];
     }
     sync_cluster();
 
@@ -188,7 +188,7 @@ class Encoder {
     const int begin = window_begin(token, scale.length, call_.length);
     const int end = window_end(token, scale.length, call_.length);
     int seen = 0, rank = begin / plan_.frames, frame = begin % plan_.frames;
-#pragma unroll 4
+#pragma unroll 8
     for (int t = begin; t < end; t++) {
       mean = add(mean, *residual_of(rank, item, frame));
       seen += !is_masked(item, t);
@@ -201,25 +201,24 @@ class Encoder {
     return fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, v.w * v.w)));
   }
 
+  // Reads what the blocks exchanged, and nothing else of the search: other blocks may already pool the next rows.
   AAR_DEVICE void choose(const Scale& scale, int row, int rows) {
     const Search& search = memory_.search;
 #pragma unroll 1
     for (int i = thread_id(); i < rows; i += kThreads) {
       unsigned long long least = search.least[i];
       int code = search.winner[i];
-#pragma unroll 1
+#pragma unroll 5
       for (int rank = 1; rank < plan_.cluster; rank++) {
         const unsigned long long cost = search.least[rank * kChunk + i];
         const int winner = search.winner[rank * kChunk + i];
         if (cost < least || (cost == least && winner < code)) least = cost, code = winner;
       }
       if (code == kNoCode) code = 0;  // only a codebook with NaN in it leaves no candidate
-      if (search.tolerance[i] == kEmptyRow) code = -1;
       memory_.codes[row + i] = code;
       const int item = (row + i) / scale.length, token = (row + i) % scale.length;
       if (i % plan_.cluster == rank_) call_.out[int64_t(first_ + item) * call_.tokens + scale.offset + token] = code;
     }
-    sync_block();
   }
 
   AAR_DEVICE void act(const Scale& scale) {
@@ -231,13 +230,13 @@ class Encoder {
       for (int i = fresh_thread_id(); i < frames + 2 * half; i += kThreads)
         if (first + i >= 0 && first + i < call_.length)
           memory_.positions[i] = position_of(first + i, scale.length, call_.length);
-      sync_block();
+      sync_block();  // also for the codes
 #pragma unroll 1
       for (int i = fresh_thread_id() / kLanes; i < items_ * frames; i += kRowsAtOnce) {
         const int item = i / frames, t = first + half + i % frames;
         if (is_masked(item, t)) continue;
         const int* codes = memory_.codes + item * scale.length;
-        const float4 h = contribution(call_.tables, scale, codes, memory_.positions, first, t, call_.length,
+        const float4 h = contribution<5>(call_.tables, scale, codes, memory_.positions, first, t, call_.length,
                                       fresh_thread_id() % kLanes * 4);
         float4* residual = residual_of(rank_, item, from + i % frames);
         *residual = add_scaled(*residual, h, -1.0f);

@@ -34,9 +34,11 @@ AAR_DEVICE int window_begin(int i, int n, int length) { return scale_down(i, len
 AAR_DEVICE int window_end(int i, int n, int length) { return scale_down(i + 1, length, n - 1, n); }
 
 // What four channels of `codes[n]` add to frame t: the bias and, over the taps of phi, the interpolated rows of the
-// codes. `positions[i]` is that of frame `first + i`. A code of -1 is a row of zeros.
-AAR_DEVICE float4 contribution(const Tables& tables, const Scale& scale, const int* codes,
-                               const Position* positions, int first, int t, int length, int channel) {
+// codes. `positions[i]` is that of frame `first + i`. A code of -1 is a row of zeros. Loads of TAPS_AT_ONCE taps are
+// under way at once.
+template <int TAPS_AT_ONCE>
+AAR_DEVICE float4 contribution(const Tables& tables, const Scale& scale, const int* codes, const Position* positions,
+                               int first, int t, int length, int channel) {
   const float* rows = tables.rows + int64_t(scale.table) * tables.codes * tables.taps * tables.dim;
   const int half = tables.taps / 2, n = scale.length;
   const int begin = t < half ? half - t : 0, end = length - t + half < tables.taps ? length - t + half : tables.taps;
@@ -47,12 +49,12 @@ AAR_DEVICE float4 contribution(const Tables& tables, const Scale& scale, const i
     return load_channels(rows + (int64_t(code) * tables.taps + tap) * tables.dim, channel, tables.dim);
   };
   if (n == length) {
-#pragma unroll 3
+#pragma unroll TAPS_AT_ONCE
     for (int tap = begin; tap < end; tap++) sum = add(sum, row(codes[t + tap - half], tap));
     return sum;
   }
   // Both rows even where one has no weight: without a branch the loads of several taps are under way at once.
-#pragma unroll 3
+#pragma unroll TAPS_AT_ONCE
   for (int tap = begin; tap < end; tap++) {
     const Position p = positions[t + tap - half - first];
     const float4 left = row(codes[p.left], tap), right = row(codes[p.left + 1 < n ? p.left + 1 : p.left], tap);

@@ -57,6 +57,17 @@ def test_encode_of_the_published_sizes():
     assert_codes(emulated.encode(case.x, case.levels, dataclasses.replace(H100, processors=2)), case)
 
 
+@pytest.mark.parametrize("holes", [False, True])
+def test_encode_of_more_frames_and_tokens_than_are_handled_at_once(holes):
+    """Chunks of rows, some without a code where the mask has holes; and more frames of a block than get positions."""
+    generator = torch.Generator().manual_seed(0)
+    levels = Levels(ScaleSchedule([1, 40, 150, 290]), torch.randn(4, 20, 16, generator=generator))
+    mask = torch.arange(290)[None] // 20 % 2 == 0 if holes else None
+    case = Case(levels, torch.randn(1, 290, 16, generator=generator).mT, mask)
+    for device in (A100, dataclasses.replace(DEVICES["cluster of 4, chunks of 16"], processors=2)):
+        assert_codes(emulated.encode(case.x, case.levels, device, case.mask), case)
+
+
 @pytest.mark.parametrize("seed", [0, 6, 17])
 def test_neither_the_plan_nor_the_order_of_threads_changes_a_code(seed):
     """All sums have a fixed order. A barrier too few would show here: threads come in another order each time."""
