@@ -26,7 +26,8 @@ class BuildNative(build_ext):
     def run(self):
         native = load_build()
         output = ROOT / "aar_kernels" if self.inplace else Path(self.build_lib) / "aar_kernels"
-        for library in native.TARGETS.values():  # an earlier build must not stand in for one left out now
+        # An earlier build must not stand in for one left out now.
+        for library in (*native.TARGETS.values(), native.CUDA_LIBRARY):
             (output / library).unlink(missing_ok=True)
         record = native.build(output, ROOT / "build" / "native-release")
         print(native.explain(record), file=sys.stderr)
@@ -41,7 +42,7 @@ setup(
     package_data={
         "aar": ["py.typed", "demo/clips/*"],
         "aar_kernels": ["py.typed"],
-        "aar_kernels.csrc": ["**/*.h", "**/*.cpp"],
+        "aar_kernels.csrc": ["**/*.h", "**/*.cpp", "**/*.cu"],
     },
     ext_modules=[Extension("aar_kernels._numpy", sources=[])],  # makes the wheel one of this platform
     cmdclass={"build_ext": BuildNative},

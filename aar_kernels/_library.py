@@ -12,6 +12,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 NAME = "_native_torch.so"
+CUDA_NAME = "_native_cuda.so"
 RECORD = "_build_info.json"
 
 
@@ -21,6 +22,7 @@ class Library:
 
     path: Path | None
     reason: str | None
+    cuda_reason: str | None = "there is no native library at all"  # why it has no operators for CUDA
 
     @property
     def available(self) -> bool:
@@ -63,12 +65,28 @@ def _load(directories: list[Path]) -> Library:
                 import torch
 
                 torch.ops.load_library(path)
-                return Library(path, None)
+                return Library(path, None, _load_cuda(path.parent))
             except Exception as error:
                 failures.append(f"{path} cannot be loaded: {error}")
     left_out = record(directories[0]).get("left_out", {}).get("_native_torch")
     reason = "; ".join(failures) or left_out or "it was never built"
     return Library(None, f"no native library: {reason}. To build it: python -m aar_kernels.build")
+
+
+def _load_cuda(directory: Path) -> str | None:
+    """Load the operators for CUDA that were built beside those for the CPU; why there are none, or None."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    reason = record(directory).get("left_out", {}).get("_native_cuda", "it was never built")
+    if (directory / CUDA_NAME).is_file():
+        try:
+            torch.ops.load_library(directory / CUDA_NAME)
+            return None
+        except Exception as error:
+            reason = f"{directory / CUDA_NAME} cannot be loaded: {error}"
+    return f"no native CUDA library: {reason}. To build it: python -m aar_kernels.build"
 
 
 directories = _directories()

@@ -2,7 +2,9 @@
 
 Two libraries come out of one set of kernels. ``_native_torch`` holds the operators: it is written against the
 LibTorch stable ABI, so that one build serves every later torch and every Python. ``_numpy`` is a pybind11
-module: the kernels over NumPy buffers. What was built, and why the rest was not, is in ``_build_info.json``.
+module: the kernels over NumPy buffers. Where torch has CUDA a third one joins them, ``_native_cuda``, by nvcc: more
+operators for the same namespace, apart so that a failure there leaves those of the CPU. What was built, and why
+the rest was not, is in ``_build_info.json``.
 
 ``setup.py`` loads this file by its path where neither torch nor the package can be imported: so it needs
 nothing but the standard library.
@@ -38,6 +40,8 @@ TARGETS = {
     "_numpy": "_numpy" + sysconfig.get_config_var("EXT_SUFFIX"),
 }
 
+CUDA_LIBRARY = "_native_cuda.so"  # a target where torch has CUDA
+
 # Never -march=native: the library must run on any machine of this architecture, where cpuid picks a level.
 # No contraction, so that all levels and compilers round alike: kernels ask for fused multiply-add by name.
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
@@ -49,6 +53,10 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
 AVX512 += ["-mprefer-vector-width=512"]
 ISA_FLAGS = {"portable": [], "avx2": AVX2, "avx512": AVX512}
+
+# Unless TORCH_CUDA_ARCH_LIST says otherwise. sm_90a has clusters; PTX is for GPUs to come, which run it as it is.
+CUDA_ARCHITECTURES = "8.0+PTX;9.0a"
+NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 MIN_TORCH = (2, 10)  # the first release whose stable ABI has all that the bindings use
 BYTES_PER_JOB = 1 << 30
@@ -90,8 +98,11 @@ def build(output: Path, work: Path, sanitize: str | None = None) -> dict:
             "torch": _torch_version(),
             "python": platform.python_version(),
         }
-        steps, goals = [], {}
-        for target, library in TARGETS.items():
+        steps, goals, targets = [], {}, TARGETS
+        if _torch_has_cuda():
+            targets = TARGETS | {"_native_cuda": CUDA_LIBRARY}
+            record["cuda_architectures"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+        for target, library in targets.items():
             try:
                 steps += _steps(target, work, [*compiler, *FLAGS, *mode])
                 goals[target] = work / library
@@ -112,7 +123,7 @@ def build(output: Path, work: Path, sanitize: str | None = None) -> dict:
 def source_hash() -> str:
     """Names one state of the sources and of this file, which holds the flags."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    for path in sorted(path for path in SOURCES.rglob("*") if path.suffix in (".h", ".cpp")):
+    for path in sorted(path for path in SOURCES.rglob("*") if path.suffix in (".h", ".cpp", ".cu")):
         digest.update(str(path.relative_to(SOURCES)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -151,6 +162,8 @@ def _is_x86() -> bool:
 
 def _steps(target: str, work: Path, compiler: list[str]) -> list[Step]:
     """The compiler runs that make one target, its kernels' objects included."""
+    if target == "_native_cuda":
+        return _cuda_steps(work, [*compiler, "-I", str(SOURCES / "include")])
     compiler = [*compiler, "-I", str(SOURCES / "include"), *(["-DAAR_HAVE_X86=1"] if _is_x86() else [])]
     binding, link = _torch_binding() if target == "_native_torch" else _numpy_binding()
     name = target.rpartition("_")[2]
@@ -198,6 +211,54 @@ def _numpy_binding() -> tuple[list[str], list[str]]:
     if pybind11 is None:
         raise LeftOut("pybind11 is not installed (pip install pybind11)")
     return ["-isystem", str(pybind11), "-isystem", str(python)], []
+
+
+def _torch_has_cuda() -> bool:
+    root = _find("torch")
+    return root is not None and (root / "lib/libtorch_cuda.so").is_file()
+
+
+def _cuda_steps(work: Path, compiler: list[str]) -> list[Step]:
+    nvcc, root = _find_nvcc()
+    include, link = _torch_binding()
+    bindings = sorted((SOURCES / "bindings").glob("cuda*.cpp"))
+    steps = [_compile(source, work, [*compiler, *include]) for source in bindings]
+    host = shlex.split(os.environ.get("CXX", ""))
+    command = [nvcc, *NVCC_FLAGS, *_gencode(), *(["-ccbin", *host] if len(host) == 1 else [])]
+    steps += [_compile(source, work, command) for source in sorted((SOURCES / "cuda").glob("*.cu"))]
+    objects = [step.output for step in steps]
+    library = work / CUDA_LIBRARY
+    # The runtime goes in whole: torch brings its own under a name that changes with each version of CUDA.
+    runtime = [*(f"-L{root / name}" for name in ("lib64", "lib")), "-lcudart_static", "-ldl", "-lrt"]
+    command = [*compiler, "-shared", *map(str, objects), *link, "-ltorch_cuda", *runtime, "-o", str(library)]
+    return [*steps, Step(library, objects, command)]
+
+
+def _find_nvcc() -> tuple[str, Path]:
+    """The CUDA compiler and the root of its toolkit, of the same major version as torch's CUDA."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    nvcc = shutil.which("nvcc", path=os.pathsep.join([str(Path(home) / "bin"), os.environ.get("PATH", os.defpath)]))
+    if nvcc is None:
+        raise LeftOut("torch has CUDA, but there is no nvcc (install the CUDA toolkit, or set CUDA_HOME)")
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.", said)
+    wanted = re.search(r"^cuda\b.*?(\d+)\.", (_find("torch") / "version.py").read_text(), re.MULTILINE)
+    if release is None or (wanted and release[1] != wanted[1]):
+        raise LeftOut(f"torch has CUDA {wanted and wanted[1]}, but {nvcc} is of {release and release[1]}")
+    return nvcc, Path(nvcc).resolve().parents[1]
+
+
+def _gencode() -> list[str]:
+    """TORCH_CUDA_ARCH_LIST, such as ``8.0;9.0a+PTX``, for nvcc."""
+    flags = []
+    for entry in re.split(r"[; ]+", (os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES).strip("; ")):
+        name, _, ptx = entry.partition("+")
+        if not re.fullmatch(r"\d+\.\d[af]?", name) or ptx not in ("", "PTX"):
+            raise LeftOut(f"TORCH_CUDA_ARCH_LIST: {entry!r} is no architecture such as 9.0a or 8.0+PTX")
+        number = name.replace(".", "")
+        # The kernels for 9.0 and 9.0a are the same, so either gets what a Hopper GPU can do.
+        flags += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in ("sm", *["compute"] * bool(ptx))]
+    return flags
 
 
 def _find(package: str) -> Path | None:

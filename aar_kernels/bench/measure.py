@@ -29,13 +29,15 @@ class Case:
 
 
 def interleaved(
-    variants: dict[str, Variant], seconds: float, *, runs: int = 5, warmup: int = 2
+    variants: dict[str, Variant], seconds: float, device: str = "cpu", *, runs: int = 5, warmup: int = 2
 ) -> dict[str, dict[str, float]]:
     """Times of each variant in milliseconds: ``p50``, ``p20``, ``p80`` and the number of ``runs``.
 
     One run of each in turn, so that whatever else the machine does falls on all alike, for ``seconds`` per variant
-    (at least ``runs`` times), after ``warmup`` runs that do not count.
+    (at least ``runs`` times), after ``warmup`` runs that do not count. On CUDA a time is what passes between two events
+    around a run, on an idle device: what the host takes to launch counts where it is longer.
     """
+    timed = _cuda_milliseconds if device == "cuda" else _milliseconds
     for run in variants.values():
         for _ in range(warmup):
             run()
@@ -43,10 +45,38 @@ def interleaved(
     deadline = time.perf_counter() + seconds * len(variants)
     while time.perf_counter() < deadline or min(map(len, times.values()), default=runs) < runs:
         for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(timed(run))
     return {name: _percentiles(values) for name, values in times.items()}
+
+
+def _milliseconds(run: Variant) -> float:
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _cuda_milliseconds(run: Variant) -> float:
+    torch.cuda.synchronize()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def graphed(run: Variant) -> Variant:
+    """Replays of a CUDA graph of ``run``: its kernels without what the host takes to launch them."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:
@@ -55,8 +85,13 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return at | {"runs": len(ordered)}
 
 
-def peak_memory(run: Variant) -> float | None:
+def peak_memory(run: Variant, device: str = "cpu") -> float | None:
     """MiB that one run needs beyond what the process holds before it: the rise of the high-water mark (Linux)."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
         ctypes.CDLL(None).malloc_trim(0)  # else memory freed by earlier runs would hide what this one takes
         Path("/proc/self/clear_refs").write_text("5")
@@ -74,18 +109,19 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def peak_gflops(seconds: float = 1.0) -> float:
-    """fp32 GFLOP/s of the machine's best large matrix product, with the present number of threads."""
-    a = torch.randn(1024, 1024)
-    best = interleaved({"mm": lambda: a @ a}, seconds)["mm"]["p20"]
-    return 2 * 1024**3 / best / 1e6
+def peak_gflops(seconds: float = 1.0, device: str = "cpu") -> float:
+    """fp32 GFLOP/s of the machine's best large matrix product, with the present number of threads; bf16 on CUDA."""
+    size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
+    a = torch.randn(size, size, dtype=dtype, device=device)
+    best = interleaved({"mm": lambda: a @ a}, seconds, device)["mm"]["p20"]
+    return 2 * size**3 / best / 1e6
 
 
-def peak_bandwidth(seconds: float = 1.0) -> float:
+def peak_bandwidth(seconds: float = 1.0, device: str = "cpu") -> float:
     """GB/s, read and written, of a copy that no cache holds, with the present number of threads."""
-    source = torch.randn(1 << 24)
+    source = torch.randn(1 << (28 if device == "cuda" else 24), device=device)
     target = torch.empty_like(source)
-    best = interleaved({"copy": lambda: target.copy_(source)}, seconds)["copy"]["p20"]
+    best = interleaved({"copy": lambda: target.copy_(source)}, seconds, device)["copy"]["p20"]
     return 2 * source.nbytes / best / 1e6
 
 
@@ -105,5 +141,6 @@ def machine() -> dict[str, str]:
         "instruction sets": " ".join(sets) or platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -142,7 +142,9 @@ def _run(name: str, backend: str | None, tensors: tuple, levels: Levels, *extra:
     grad = torch.is_grad_enabled() and any(w.requires_grad for w in (*levels.weights, *tensors[:1]))
     grad = grad and name != "encode"
     arguments = (*tensors, *levels.arguments(), *extra)
-    chosen = dispatch.select(f"msrq_{name}", levels.codebooks, *tensors, backend=backend, needs_grad=grad)
+    chosen = dispatch.select(
+        f"msrq_{name}", levels.codebooks, *tensors, backend=backend, needs_grad=grad, dim=levels.latent_dim
+    )
     if chosen == "reference":
         return getattr(reference, name)(*arguments)
     return ops.call(name, *arguments, chosen)

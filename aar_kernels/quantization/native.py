@@ -1,4 +1,6 @@
-"""The compiled CPU backend (csrc): packs weights for the kernels, keeps the packing while they stay, and calls.
+"""The compiled backend (csrc): packs weights for the kernels, keeps the packing while they stay, and calls.
+
+For tensors on the CPU; those on a GPU go to `native_cuda`.
 
 At inference the codebooks are packed for the integer screen and phi is tabulated per code; both are remembered until a
 weight changes. In training the codebooks move at each step: they are packed anew and phi's rows are computed for the
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from .._library import library
 from ..cache import DerivedCache
+from . import native_cuda
 from .common import fold
 
 # Above this many bytes the rows of the codes in use are computed at each call instead of being tabulated.
@@ -27,8 +30,10 @@ def unavailable() -> str | None:
 
 
 def unsupported(problem) -> str | None:
+    if problem.device == "cuda":
+        return native_cuda.unsupported(problem)
     if problem.device != "cpu":
-        return f"compiled for the CPU, but tensors are on {problem.device}"
+        return f"compiled for the CPU and CUDA, but tensors are on {problem.device}"
     if problem.dtype != torch.float32:
         return f"codebooks and phi must be float32, got {problem.dtype}"
     if problem.needs_grad:
@@ -56,6 +61,8 @@ _cache: DerivedCache[_Prepared] = DerivedCache()
 
 
 def encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> Tensor:
+    if codebooks.is_cuda:
+        return native_cuda.encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
     packed, action = _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
     return torch.ops.aar_native.msrq_encode(
         x.contiguous(), _contiguous(mask), codebooks.contiguous(), lengths, metric == "cosine", packed, *action
@@ -63,12 +70,16 @@ def encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metr
 
 
 def decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+    if codebooks.is_cuda:
+        return native_cuda.decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length)
     f_hat = codebooks.new_zeros(codes.shape[0], length, codebooks.shape[2])
     _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, (0, len(lengths)), f_hat)
     return f_hat
 
 
 def decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+    if codebooks.is_cuda:
+        return native_cuda.decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length)
     f_hat = codebooks.new_zeros(codes.shape[0], length, codebooks.shape[2])
     scales = f_hat.new_empty(len(lengths), *f_hat.shape)
     _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, (0, len(lengths)), f_hat, scales)
@@ -76,6 +87,9 @@ def decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index,
 
 
 def next_scale_inputs(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+    if codebooks.is_cuda:
+        arguments = codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length
+        return native_cuda.next_scale_inputs(*arguments)
     f_hat = codebooks.new_zeros(codes.shape[0], length, codebooks.shape[2])
     inputs = f_hat.new_empty(codes.shape[0], sum(lengths[1:]), codebooks.shape[2])
     scales = (0, len(lengths))
@@ -84,6 +98,8 @@ def next_scale_inputs(codes, codebooks, phi_weights, phi_biases, lengths, phi_in
 
 
 def step(f_hat, codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scale) -> tuple[Tensor, Tensor]:
+    if codebooks.is_cuda:
+        return native_cuda.step(f_hat, codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scale)
     f_hat = f_hat.clone(memory_format=torch.contiguous_format)
     rows = lengths[scale + 1] if scale + 1 < len(lengths) else 0
     pooled = f_hat.new_empty(f_hat.shape[0], rows, f_hat.shape[2])

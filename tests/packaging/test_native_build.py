@@ -145,3 +145,44 @@ def test_memory_bounds_the_number_of_compilers(build, monkeypatch, wanted, gigab
     monkeypatch.setattr(build.os, "sysconf", machine.get)
     monkeypatch.setattr(build, "CGROUP_LIMIT", build.Path("/nonexistent"))
     assert build._jobs() == jobs
+
+
+def test_what_cuda_lacks_leaves_the_rest(small, tmp_path, monkeypatch):
+    """A torch with CUDA and no compiler for it, or one of another version: the other libraries are built."""
+    monkeypatch.setattr(small, "_torch_has_cuda", lambda: True)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    monkeypatch.setattr(small.shutil, "which", lambda name, which=small.shutil.which, **options: (
+        which(name, path=str(tmp_path / "cuda/bin")) if name == "nvcc" else which(name, **options)
+    ))  # fmt: skip
+    record = small.build(tmp_path / "out", tmp_path / "objects")
+    assert set(record["built"]) == {"_native_torch", "_numpy"}
+    assert "no nvcc" in record["left_out"]["_native_cuda"]
+
+    nvcc = tmp_path / "cuda/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho release 9.2\n")
+    nvcc.chmod(0o755)
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/version.py").write_text("cuda: Optional[str] = '13.0'\n")
+    find = small._find
+    monkeypatch.setattr(small, "_find", lambda name: tmp_path / "torch" if name == "torch" else find(name))
+    with pytest.raises(small.LeftOut, match="CUDA 13, but .* is of 9"):
+        small._find_nvcc()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "flags"),
+    [
+        ("", ["sm_80", "compute_80", "sm_90a"]),
+        ("8.6 9.0+PTX", ["sm_86", "sm_90", "compute_90"]),
+        ("10.0a;", ["sm_100a"]),
+        ("Hopper", None),
+    ],
+)
+def test_architectures(build, monkeypatch, wanted, flags):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+    if flags is None:
+        with pytest.raises(build.LeftOut, match="'Hopper' is no architecture"):
+            build._gencode()
+    else:
+        assert [flag.rpartition("=")[2] for flag in build._gencode()] == flags

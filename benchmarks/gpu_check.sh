@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU: benchmarks/gpu_check.sh [PART...], by default all parts, in order, in ten minutes.
+#   build     the native code, by nvcc too
+#   tests     the test suite; with a GPU the tests of Triton compile, and those of tests/cuda compare every backend
+#             with float64
+#   sanitize  compute-sanitizer over the native kernels: memcheck, racecheck, synccheck
+#   bench     every operator against eager PyTorch, both also as CUDA graphs
+#   compile   the same against torch.compile, which takes minutes
+# PYTHON names the interpreter; results go to OUT (default: build/gpu_check): JSON, logs, and a table on the terminal.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-build/gpu_check}
+export PYTHONPATH=.:${PYTHONPATH:-} OUT
+mkdir -p "$OUT"
+failed=()
+
+build() { "$PYTHON" -m aar_kernels.build && "$PYTHON" -m aar_kernels.info --json > "$OUT/info.json"; }
+
+tests() { "$PYTHON" -m pytest -q -p no:cacheprovider --junitxml "$OUT/tests.xml" ${PYTEST_ARGS:-tests}; }
+
+sanitize() {
+  local tool
+  for tool in memcheck racecheck synccheck; do
+    # Few cases: a kernel runs about a hundred times slower. Every plan is among them.
+    timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-regex kns=aar \
+      "$PYTHON" -m pytest -q -p no:cacheprovider tests/cuda/test_cuda_backends.py -k "native and ($SANITIZED)" || return 1
+  done
+}
+SANITIZED="test_encode[native-3] or test_encode[native-12] or test_encode[native-17] or published_sizes or long or \
+test_decode[native-12 or test_decode[native-17 or test_step[native-12"
+
+bench() {
+  "$PYTHON" -m aar_kernels.bench ${BENCHMARKS:-} --device cuda --threads 1 --batch ${BATCH:-1 32 256 1024} --latent 64 128 \
+    --seconds 0.3 --no-compile --json "$OUT/bench.json"
+}
+
+compile() {
+  "$PYTHON" -m aar_kernels.bench quantization --device cuda --threads 1 --batch 1 1024 --latent 64 --seconds 0.3 \
+    --json "$OUT/compile.json"
+}
+
+"$PYTHON" - <<'PYTHON' | tee "$OUT/machine.json"
+import json, subprocess, torch
+commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+try:
+    gpu = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+except OSError as error:
+    gpu = str(error)
+print(json.dumps({"gpu": gpu, "torch": torch.__version__, "cuda": torch.version.cuda, "commit": commit}))
+PYTHON
+
+for part in ${@:-build tests sanitize bench compile}; do
+  start=$SECONDS
+  echo "== $part"
+  if "$part" 2>&1 | tee "$OUT/$part.log"; then state=ok; else state=FAILED; failed+=("$part"); fi
+  echo "== $part: $state, $((SECONDS - start)) s" | tee -a "$OUT/summary.txt"
+done
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }
