@@ -42,9 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             peak, bandwidth = peak_gflops(device=arguments.device), peak_bandwidth(device=arguments.device)
             dtype = "bf16" if arguments.device == "cuda" else "fp32"
             peaks = f"{dtype} matrix product {peak:.0f} GFLOP/s, copy {bandwidth:.1f} GB/s"
-            print(f"
-{name}, {threads} thread(s), {peaks}
-{_header()}")
+            print(f"\n{name}, {threads} thread(s), {peaks}\n{_header()}")
             for case in _on_device(module.cases(arguments), arguments.device):
                 difference = case.check()
                 if difference:
