@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..audio import read_audio, write_audio
-from ..conditions import CLAP_MODEL, Clap, ConditionError
+from ..conditions import CLAP_MODEL, AcousticEmbedding, Clap, ConditionError
 from ..errors import AarError
 from ..models import AAR, SAT
 from .models import add_lengths, open_model, open_transformer, to_device
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_lengths(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--cond", type=Path, metavar="AUDIO", help="sounds like this recording (by its CLAP embedding)")
+    what.add_argument("--cond", type=Path, metavar="AUDIO", help="sounds like this recording, by the embedding of the training")
     what.add_argument("--text", help="sounds like this description (by its CLAP embedding)")
     what.add_argument("--unconditional", action="store_true", help="any sound")
     parser.add_argument("--clap", default=CLAP_MODEL, metavar="DIR|NAME", help=f"CLAP model (default: {CLAP_MODEL})")
@@ -84,14 +84,17 @@ def _condition(args: argparse.Namespace, model: AAR, tokenizer: SAT) -> torch.Te
     """``[1, condition_dim]``, or None."""
     if args.unconditional:
         return None
-    wav = None if args.cond is None else read_audio(args.cond, tokenizer.config.sample_rate)
+    rate, width = tokenizer.config.sample_rate, model.config.condition_dim
+    wav = None if args.cond is None else read_audio(args.cond, rate)
+    if width == AcousticEmbedding.dim:
+        if wav is None:
+            raise ConditionError(f"{args.model} is conditioned on the acoustics of recordings; give one with --cond")
+        return AcousticEmbedding(rate).embed_audio([wav], rate)
     with contextlib.suppress(ImportError):  # which Clap explains
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
     clap = Clap.from_pretrained(args.clap)
-    if clap.dim != model.config.condition_dim:
-        raise ConditionError(
-            f"{args.model} is conditioned on {model.config.condition_dim} numbers, {args.clap} gives {clap.dim}"
-        )
-    return clap.embed_text([args.text]) if wav is None else clap.embed_audio([wav], tokenizer.config.sample_rate)
+    if clap.dim != width:
+        raise ConditionError(f"{args.model} is conditioned on {width} numbers, {args.clap} gives {clap.dim}")
+    return clap.embed_text([args.text]) if wav is None else clap.embed_audio([wav], rate)

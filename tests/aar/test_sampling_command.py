@@ -13,7 +13,7 @@ from small import TINY, files_under, noise, tiny_sat
 
 from aar import AAR, AARConfig, cli
 from aar.audio import read_audio
-from aar.conditions import Clap, ConditionError
+from aar.conditions import AcousticEmbedding, Clap, ConditionError
 
 DIM = 12
 QUANTIZER = "lengths", "codebook_size", "latent_dim", "phi_kernel_sizes"
@@ -145,6 +145,22 @@ def test_the_condition_matters(sample, recording, tmp_path, kind):
         assert sample(tmp_path / str(i), f"--{kind}", value, "--cfg", 8) == (0, [])
         waves.append(read_audio(tmp_path / str(i) / "000.wav"))
     assert not torch.equal(*waves)
+
+
+def test_a_model_of_acoustics(sample, recording, model, tmp_path):
+    torch.manual_seed(2)
+    transformer = AAR(replace(CONFIG, condition_dim=AcousticEmbedding.dim))
+    torch.nn.init.normal_(transformer.head.weight)
+    transformer.set_quantizer(model.quantizer).save_pretrained(tmp_path / "aar")
+    soundfile.write(tmp_path / "noise.wav", noise(24000).numpy(), 24000)
+    waves = []
+    for i, source in enumerate((recording("chord.wav"), tmp_path / "noise.wav")):
+        assert sample(tmp_path / str(i), "--cond", source, "--cfg", 8, transformer=tmp_path / "aar") == (0, [])
+        waves.append(read_audio(tmp_path / str(i) / "000.wav"))
+    assert not torch.equal(*waves)
+    code, lines = sample(tmp_path / "out", "--text", "rain", transformer=tmp_path / "aar")
+    assert code == 2
+    assert "--cond" in lines[0]
 
 
 @pytest.mark.parametrize("seconds", [1, 2.5])
