@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_lengths(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--cond", type=Path, metavar="AUDIO", help="sounds like this recording, by the embedding of the training")
+    what.add_argument("--cond", type=Path, metavar="AUDIO", help="sounds like this recording, by the model's embedding")
     what.add_argument("--text", help="sounds like this description (by its CLAP embedding)")
     what.add_argument("--unconditional", action="store_true", help="any sound")
     parser.add_argument("--clap", default=CLAP_MODEL, metavar="DIR|NAME", help=f"CLAP model (default: {CLAP_MODEL})")
