@@ -125,11 +125,11 @@ class Fused(NextToken):
 
     def __init__(self, model: AAR, length: int, dtype: torch.dtype = torch.float32):
         super().__init__(model, length)
-        self.engine = generation._engine(model, dtype)
+        self.engine = generation.engine_of(model, dtype)
 
     def _begin(self) -> None:
-        self.modulations = generation._modulations(self.model, self.embedding)
-        self.scale_caches = generation._caches(self.model, len(self.embedding), self.length)
+        self.modulations = generation.modulations_of(self.model, self.embedding)
+        self.scale_caches = generation.caches_of(self.model, len(self.embedding), self.length)
 
     def caches(self) -> list[Tensor]:
         return [tensor for cache in self.scale_caches for tensor in (cache.k, cache.v)]

@@ -218,7 +218,7 @@ class AAR(Pretrained):
             ValueError: shapes that do not fit.
         """
         inputs = self._inputs(tokens)
-        embedding = self.embed_condition(self._conditions(condition, inputs.shape[0]))
+        embedding = self.embed_condition(self.conditions(condition, inputs.shape[0]))
         x = torch.cat([self.first_tokens(embedding), self.word(inputs) + self.places(1, self.schedule.num_scales)], 1)
         adaptive = F.silu(embedding)
         eps = self.config.norm_eps
@@ -261,7 +261,8 @@ class AAR(Pretrained):
         tokens = slice(self.schedule.offsets[first], self.schedule.offsets[last])
         return self.level[self._scale_of_token[tokens]] + self.position[tokens]
 
-    def _conditions(self, condition: Tensor | None, batch: int) -> Tensor:
+    def conditions(self, condition: Tensor | None, batch: int) -> Tensor:
+        """``[batch, condition_dim]``: the null condition for None, and in training mode for items that lose theirs."""
         null = self.null_condition.expand(batch, -1)
         if condition is None:
             return null

@@ -60,7 +60,7 @@ def sample(
     batch = _batch(condition, num)
     seeds = _seeds(seed, batch, model.position.device)
     guided = condition is not None and cfg > 0
-    run = _Run(model, dtype or model.position.dtype, model._conditions(condition, batch), guided)
+    run = Run(model, dtype or model.position.dtype, model.conditions(condition, batch), guided)
     schedule, last = model.schedule, max(model.schedule.num_scales - 1, 1)
     f_hat = model.position.new_zeros(batch, schedule.length, model.config.latent_dim)
     inputs, codes = None, []
@@ -97,15 +97,15 @@ def _seeds(seed: int | Sequence[int] | Tensor, batch: int, device: torch.device)
     return seeds
 
 
-class _Run:
+class Run:
     """One call: its caches and modulations. With guidance the items come twice, the conditional ones first."""
 
     def __init__(self, model: AAR, dtype: torch.dtype, condition: Tensor, guided: bool):
-        self.model, self.engine = model, _engine(model, dtype)
+        self.model, self.engine = model, engine_of(model, dtype)
         self.guided, self.batch = guided, len(condition)
         self.embedding = model.embed_condition(condition)
-        self.modulations = _modulations(model, self.embedding)
-        self.caches = _caches(model, self.batch * (2 if guided else 1), model.schedule.total)
+        self.modulations = modulations_of(model, self.embedding)
+        self.caches = caches_of(model, self.batch * (2 if guided else 1), model.schedule.total)
 
     def logits(self, scale: int, inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits of one scale from its ``inputs[B, n, latent_dim]``, and the unconditional ones where guided."""
@@ -131,20 +131,20 @@ class _Run:
             self.modulations = [torch.cat([own, null.expand(self.batch, -1)]) for own, null in pairs]
 
 
-def _modulations(model: AAR, embedding: Tensor) -> list[Tensor]:
+def modulations_of(model: AAR, embedding: Tensor) -> list[Tensor]:
     """``[B, 6 C]`` of each block, and ``[B, 2 C]`` of the head."""
     adaptive = F.silu(embedding)
     return [part.modulation(adaptive) for part in model.blocks] + [model.head_modulation(adaptive)]
 
 
-def _caches(model: AAR, batch: int, total: int) -> list[ak.ScaleCache]:
+def caches_of(model: AAR, batch: int, total: int) -> list[ak.ScaleCache]:
     """An empty cache for each block."""
     config, like = model.config, model.position
     sizes = (batch, total, config.heads, config.width // config.heads)
     return [ak.ScaleCache.empty(*sizes, dtype=like.dtype, device=like.device) for _ in model.blocks]
 
 
-class _Engine:
+class Engine:
     """What sampling derives from the weights: their packing, and the first scale of the null condition.
 
     It holds no parameter itself, so that it dies with the model.
@@ -155,8 +155,8 @@ class _Engine:
         self.layers = [_Layer(block, dtype) for block in model.blocks]
         self.word, self.head = _linear(model.word, dtype), _linear(model.head, dtype)
         embedding = model.embed_condition(model.null_condition[None])
-        self.null_modulations = _modulations(model, embedding)
-        self.null_caches = _caches(model, 1, model.schedule.lengths[0])
+        self.null_modulations = modulations_of(model, embedding)
+        self.null_caches = caches_of(model, 1, model.schedule.lengths[0])
         self.blocks(model.first_tokens(embedding), self.null_modulations, self.null_caches)
 
     def logits(self, x: Tensor, modulations: list[Tensor], caches: list[ak.ScaleCache]) -> Tensor:
@@ -213,11 +213,11 @@ def _linear(
     return run
 
 
-_engines: DerivedCache[_Engine] = DerivedCache()
+_engines: DerivedCache[Engine] = DerivedCache()
 
 
-def _engine(model: AAR, dtype: torch.dtype) -> _Engine:
+def engine_of(model: AAR, dtype: torch.dtype) -> Engine:
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8):
         raise ValueError(f"weights are kept in a floating dtype or int8, not {dtype}")
     parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("quantizer.")]
-    return _engines.get(parameters, lambda: _Engine(model, dtype), dtype)
+    return _engines.get(parameters, lambda: Engine(model, dtype), dtype)

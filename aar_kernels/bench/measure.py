@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +25,6 @@ class Case:
     check: Callable[[], str]  # "" where the results agree, else what differs
     flops: int  # useful floating-point operations of one run
     bytes: int = 0  # that must at least be read and written, where memory may be the bound
-    results: dict = field(default_factory=dict)
 
 
 def interleaved(
