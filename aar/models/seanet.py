@@ -34,7 +34,8 @@ class Conv(nn.Module):
         self.padding = (kernel_size - stride - right, right)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.pad(x, self.padding, mode="reflect"))
+        # Padding by nothing would copy.
+        return self.conv(F.pad(x, self.padding, mode="reflect") if any(self.padding) else x)
 
 
 class ConvTranspose(nn.Module):
