@@ -9,10 +9,8 @@ from torch import Tensor
 
 import aar_kernels as ak
 from aar import AAR
+from aar.baselines import NextToken, PlainAAR
 from aar.models import generation
-
-from .next_token import NextToken
-from .plain_aar import PlainAAR
 
 
 def difference(fast: Tensor, plain: Tensor, exact: Tensor) -> str:

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from aar import AAR, AARConfig
+from aar.baselines import Fused, NextToken, Plain, PlainAAR
 from aar_kernels.bench.measure import Variant, interleaved
 
 from .agreement import Truth, check_greedy, check_next_token, check_weights
 from .common import breakdown, parser, peaks, print_machine, print_row, random_aar, write
-from .next_token import Fused, NextToken, Plain
-from .plain_aar import PlainAAR
 from .roofline import Pass, next_token_passes, scale_passes
 
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aar import AAR, AARConfig
+from aar.baselines import PlainAAR
 from aar_kernels.bench.measure import interleaved, peak_memory
 
 from .common import parser, peaks, print_machine, print_row, random_aar, write
-from .plain_aar import PlainAAR
 from .roofline import training_flops
 
 Forward = Callable[[Tensor, Tensor], Tensor]  # condition, inputs -> logits

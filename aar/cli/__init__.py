@@ -17,16 +17,17 @@ __all__ = ["main"]
 
 _EXAMPLES = """\
 examples:
-  aar reconstruct speech.mp3 heard.wav --model DIR                   through the tokens and back
-  aar reconstruct speech.mp3 heard.wav --model DIR --scales 1,5,16   by 1, 5 and 16 scales
+  aar reconstruct speech.mp3 heard.wav                               through the tokens and back
+  aar reconstruct speech.mp3 heard.wav --scales 1,5,16               by 1, 5 and 16 scales
   aar encode recordings/ tokens/ --model sat.pth --overlap 0.05      a tree of recordings, mirrored
   aar decode tokens/ heard/ --model sat.pth                          and back, as wav
-  aar sample made/ --model aar.pth --tokenizer sat.pth --text "rain on a roof"   new sounds
+  aar sample made/ --cond speech.mp3 --num 4                         new sounds like that one
+  aar sample made/ --model aar.pth --tokenizer sat.pth --text "rain on a roof"   or like a description
   aar train-sat configs/small-sat.yaml data.source=recordings/ --out runs/sat    a tokenizer of your own
   aar info tokens/speech.aart                                        what the file holds
   aar data fetch freedoom flite sounds/                              recordings to train on, out of Debian packages
-  aar evaluate sounds/ --model DIR --json metrics.json               distances per scale, use of codes
-  aar demo                                                           train a small model and hear it
+  aar evaluate sounds/ --aar small --json metrics.json               distances per scale, use of codes
+  aar demo                                                           a page of sounds that the small models make
 """
 
 
@@ -60,7 +61,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     command = add(
         "reconstruct",
         "send recordings through the tokens and back",
-        "aar reconstruct speech.mp3 heard.wav --model DIR --scales 1,5,9,13,16",
+        "aar reconstruct speech.mp3 heard.wav --scales 1,5,9,13,16",
     )
     _add_paths(
         command,
@@ -80,7 +81,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     command = add(
         "encode",
         "turn recordings into token files",
-        "aar encode recordings/ tokens/ --model DIR --overlap 0.05",
+        "aar encode recordings/ tokens/ --overlap 0.05",
     )
     _add_paths(
         command,
@@ -91,7 +92,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_overlap(command)
     command.set_defaults(run=tokenizing.encode)
 
-    command = add("decode", "turn token files into recordings", "aar decode tokens/ heard/ --model DIR")
+    command = add("decode", "turn token files into recordings", "aar decode tokens/ heard/")
     _add_paths(
         command,
         f"token file or directory tree ({TOKEN_SUFFIX})",
@@ -100,7 +101,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_running_model(command)
     command.set_defaults(run=tokenizing.decode)
 
-    command = add("info", "say what a model, a token file or a recording holds", "aar info sat.pth")
+    command = add("info", "say what a model, a token file or a recording holds", "aar info small")
     command.add_argument(
         "path",
         type=Path,
@@ -114,10 +115,10 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     example = 'aar sample made/ --model aar.pth --tokenizer sat.pth --text "rain on a roof" --num 4'
     sampling.add_arguments(add("sample", "make new sounds", example))
 
-    example = "aar evaluate recordings/ --model DIR --json metrics.json"
+    example = "aar evaluate recordings/ --aar small --json metrics.json"
     evaluating.add_arguments(add("evaluate", "measure reconstructions, codebooks and predictions", example))
 
-    fetching.add_arguments(add("data", "get recordings to train on", "aar data fetch freedoom flite sounds/"))
+    fetching.add_arguments(add("data", "get or make recordings to train on", "aar data fetch freedoom flite sounds/"))
 
     example = "aar train-sat configs/small-sat.yaml data.source=recordings/ --out runs/sat"
     training.add_arguments(add("train-sat", "train a tokenizer", example), "sat")

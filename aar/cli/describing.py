@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import soundfile
 import torch
+from torch import nn
 
 from ..audio import Tokens, audio_info, is_token_file, load_tokens
 from ..errors import CheckpointError
-from ..models import SAT
+from ..models import AAR, SAT
+from ..models.pretrained import CONFIG_FILE, SHIPPED, shipped
 from .models import CHECKPOINT_SUFFIXES, open_model
 
 
@@ -21,11 +24,11 @@ def info(args: argparse.Namespace) -> int:
             "torch": torch.__version__,
             "libsndfile": soundfile.__libsndfile_version__,
             "operators": "`python -m aar_kernels.info` lists them and what runs here",
-            "models": "none ships with this version; `aar demo --save-model DIR` trains a small one",
+            "models": f"{', '.join(shipped())}; `aar info NAME` describes one",
         }
-    elif args.path.is_dir() or args.path.suffix in CHECKPOINT_SUFFIXES:
+    elif SAT.find(args.path).is_dir() or args.path.suffix in CHECKPOINT_SUFFIXES:
         try:
-            rows = _describe_model(open_model(args.path, args.lengths))
+            rows = _describe(args)
         except CheckpointError as error:
             # The one place that lists all: who asks here wants to know what the checkpoint lacks.
             print(f"aar: {error}", file=sys.stderr)
@@ -41,11 +44,36 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
-def _describe_model(model: SAT) -> dict[str, object]:
+def _describe(args: argparse.Namespace) -> dict[str, object]:
+    """A shipped model is both; a directory is one, as its configuration tells."""
+    if str(args.path) in shipped() and not args.path.is_dir():
+        card = {"model card": SHIPPED / args.path / "README.md"}
+        return _describe_tokenizer(SAT.from_pretrained(args.path)) | _describe_transformer(args.path) | card
+    config = args.path / CONFIG_FILE
+    if config.is_file() and "depth" in json.loads(config.read_text()):
+        return _describe_transformer(args.path)
+    return _describe_tokenizer(open_model(args.path, args.lengths))
+
+
+def _describe_transformer(path: Path) -> dict[str, object]:
+    model = AAR.from_pretrained(path)
+    config = model.config
+    return {
+        "transformer": f"AAR, {_millions(model)} M parameters",
+        "blocks": f"{config.depth} of width {config.width}, {config.heads} heads",
+        "condition": f"{config.condition_dim} numbers",
+    }
+
+
+def _millions(model: nn.Module) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}"
+
+
+def _describe_tokenizer(model: SAT) -> dict[str, object]:
     config = model.config
     rate = config.sample_rate / config.window_samples * config.schedule.total
     return {
-        "model": f"SAT, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters",
+        "model": f"SAT, {_millions(model)} M parameters",
         "sample rate": f"{config.sample_rate} Hz",
         "window": f"{config.window_samples} samples",
         "scales": f"{model.num_scales} ({', '.join(map(str, config.lengths))})",

@@ -16,6 +16,8 @@ from ..errors import AarError, CheckpointError
 from ..models import AAR, SAT
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt")
+DEFAULT = Path("small")
+"""The model that ships."""
 
 Model = TypeVar("Model", SAT, AAR)
 
@@ -24,7 +26,8 @@ def add_running_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=Path,
-        help="directory of SAT.save_pretrained (`aar demo --save-model DIR` makes one), or published .pth",
+        default=DEFAULT,
+        help="directory of SAT.save_pretrained, or published .pth (default: %(default)s, which ships with this)",
     )
     add_lengths(parser)
     parser.add_argument("--device", help="where the model runs (default: cuda if there is one, else cpu)")
@@ -48,11 +51,6 @@ def integers(text: str) -> tuple[int, ...]:
 
 
 def load_model(args: argparse.Namespace) -> SAT:
-    if args.model is None:
-        raise AarError(
-            "--model is needed, since no trained model ships with this version: a SAT.save_pretrained "
-            "directory or a published .pth; `aar demo --save-model DIR` trains a small one"
-        )
     model = open_model(args.model, args.lengths)
     try:
         # For its error: what is wrong with the overlap is known before any work.
@@ -72,7 +70,7 @@ def to_device(model: Model, device: str | None) -> Model:
 
 def open_model(path: Path, lengths: Sequence[int]) -> SAT:
     try:
-        return SAT.from_pretrained(path) if path.is_dir() else sat_from_published(path, lengths)
+        return sat_from_published(path, lengths) if path.suffix in CHECKPOINT_SUFFIXES else SAT.from_pretrained(path)
     except CheckpointError:
         raise
     except ValueError as error:
@@ -82,9 +80,14 @@ def open_model(path: Path, lengths: Sequence[int]) -> SAT:
 def open_transformer(path: Path, tokenizer: SAT) -> AAR:
     """The transformer in a directory or published .pth, on the tokenizer's codebooks."""
     try:
-        if not path.is_dir():
+        if path.suffix in CHECKPOINT_SUFFIXES:
             return aar_from_published(path, tokenizer)
-        return AAR.from_pretrained(path).set_quantizer(tokenizer.quantizer)
+        model = AAR.from_pretrained(path)
+        codebooks = model.quantizer.codebooks
+        model.set_quantizer(tokenizer.quantizer)
+        if not torch.equal(codebooks, model.quantizer.codebooks):
+            raise CheckpointError(f"{path}: was trained on another tokenizer than this one")
+        return model
     except CheckpointError:
         raise
     except ValueError as error:

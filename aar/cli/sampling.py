@@ -13,7 +13,8 @@ from ..audio import read_audio, write_audio
 from ..conditions import CLAP_MODEL, AcousticEmbedding, Clap, ConditionError
 from ..errors import AarError
 from ..models import AAR, SAT
-from .models import add_lengths, open_model, open_transformer, to_device
+from ..models.pretrained import shipped
+from .models import DEFAULT, add_lengths, open_model, open_transformer, to_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -21,11 +22,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.in
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, metavar="OUT", help="directory for 000.wav, 001.wav, ...")
     parser.add_argument(
-        "--model", type=Path, required=True, help="directory of AAR.save_pretrained, or published .pth of an AAR"
-    )
+        "--model", type=Path, default=DEFAULT,
+        help="directory of AAR.save_pretrained, or published .pth of an AAR (default: %(default)s, which ships)",
+    )  # fmt: skip
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="the SAT it was trained on: directory or published .pth"
-    )
+        "--tokenizer", type=Path,
+        help="the SAT it was trained on: directory or published .pth (default, for a model that ships: its own)",
+    )  # fmt: skip
     add_lengths(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--cond", type=Path, metavar="AUDIO", help="sounds like this recording, by the model's embedding")
@@ -52,7 +55,9 @@ def sample(args: argparse.Namespace) -> None:
         raise AarError(f"--num and --seconds must be positive, got {args.num} and {args.seconds:g}")
     if args.target.exists() and not args.target.is_dir():
         raise AarError(f"{args.target}: is a file; name a directory for the sounds")
-    tokenizer = open_model(args.tokenizer, args.lengths)
+    if args.tokenizer is None and str(args.model) not in shipped():
+        raise AarError(f"--tokenizer is needed: the SAT that {args.model} was trained on")
+    tokenizer = open_model(args.tokenizer or args.model, args.lengths)
     model = open_transformer(args.model, tokenizer)
     condition = _condition(args, model, tokenizer)
     tokenizer, model = to_device(tokenizer, args.device), to_device(model, args.device)

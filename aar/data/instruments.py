@@ -1,6 +1,7 @@
 """Instruments computed from formulas: waves that nobody's licence covers, and the same on every machine.
 
-Every function returns a float64 wave [N] at `SAMPLE_RATE`; noise comes from the seed given. Pitches are MIDI note numbers.
+Every function returns a float64 wave [N] at `SAMPLE_RATE`; noise comes from the seed given. Pitches are MIDI note
+numbers.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The fast path of the quantizer against plain PyTorch on this machine: first equal codes, then time."""
+"""The fast path against plain PyTorch and next-token prediction on this machine: first equal codes, then time."""
 
 from __future__ import annotations
 
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,15 @@ from torch.nn import functional as F
 
 import aar_kernels as ak
 
-from ..models import SAT
+from ..baselines import Fused, NextToken, Plain, PlainAAR
+from ..models import AAR, SAT
 from . import page
 
 PLAIN = "reference"
+SECONDS = 2.0
+"""For each group of calls that are timed in turn."""
+CODEBOOKS = 10
+"""Of a residual codec at the same frame rate, whose tokens a next-token model makes one after the other."""
 
 
 @dataclass(frozen=True)
@@ -92,26 +97,34 @@ class Timing:
         return self.plain / self.fast
 
 
-def time_both(call: Callable[[], object], seconds: float = 2.0) -> Timing:
-    """Times a call with either backend in turn, so that what else the machine does falls on both alike.
+def time_both(call: Callable[[], object]) -> Timing:
+    """Times a call with either backend."""
 
-    The first call of each, which builds tables and picks kernels, does not count.
+    def run(backend: str | None) -> None:
+        with ak.use_backend(backend):
+            call()
+
+    return Timing(*medians([lambda: run(PLAIN), lambda: run(None)]))
+
+
+def medians(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Median seconds of each of `calls`, run in turn for `SECONDS`, so that what else the machine does falls on all alike.
+
+    The first run of each, which builds tables and picks kernels, does not count.
     """
-    backends = (PLAIN, None)
-    samples: dict[str | None, list[float]] = {backend: [] for backend in backends}
-    end = time.perf_counter() + seconds
-    while len(samples[None]) < 6 or time.perf_counter() < end:
-        for backend in backends:
-            with ak.use_backend(backend):
-                start = time.perf_counter()
-                call()
-                samples[backend].append(time.perf_counter() - start)
-    return Timing(*(statistics.median(samples[backend][1:]) for backend in backends))
+    samples: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + SECONDS
+    while len(samples[0]) < 6 or time.perf_counter() < end:
+        for call, times in zip(calls, samples, strict=True):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times[1:]) for times in samples]
 
 
 @torch.no_grad()
-def table(sat: SAT, wave: Tensor, windows: int = 8, seconds: float = 2.0) -> page.Table:
-    """Codes and times of both paths, on the latents of a wave [N]; `seconds` for each row.
+def quantizer_table(sat: SAT, wave: Tensor, windows: int = 8) -> page.Table:
+    """Codes and times of both paths, on the latents of a wave [N].
 
     All windows of the wave are compared, the first `windows` of them (fewer if there are not so many) timed.
     """
@@ -128,7 +141,7 @@ def table(sat: SAT, wave: Tensor, windows: int = 8, seconds: float = 2.0) -> pag
     }
     rows = []
     for name, call in calls.items():
-        timing = time_both(call, seconds)
+        timing = time_both(call)
         times = [f"{1000 * timing.plain:.2f} ms", f"{1000 * timing.fast:.2f} ms", f"{timing.speedup:.1f} x"]
         rows.append([name, *times])
     backend = ak.dispatch.select("msrq_encode", latents)
@@ -136,3 +149,39 @@ def table(sat: SAT, wave: Tensor, windows: int = 8, seconds: float = 2.0) -> pag
     if backend == PLAIN:
         caption += " No faster backend runs here; python -m aar_kernels.info says why."
     return page.Table(caption, ["", "plain PyTorch", f"fast path: {backend}", "faster by"], rows)
+
+
+@torch.no_grad()
+def generation_table(aar: AAR, condition: Tensor) -> page.Table:
+    """Times of a window of sound made from a condition [1, dim]: all codes of a scale at once, or one after the other.
+
+    The next-token rows have the weights of this model, to make as many codes as a residual codec has in a window: only
+    their time means anything.
+    """
+    plain, tokens = PlainAAR(aar), CODEBOOKS * aar.schedule.length
+    ours, theirs = aar.sample(condition, temperature=0), plain.generate(condition, temperature=0)
+    times = medians([lambda: aar.sample(condition), lambda: plain.generate(condition)])
+    times += [_time_tokens(kind(aar, tokens), condition) for kind in (Fused, Plain)]
+    names = (
+        f"next scale, {aar.schedule.num_scales} steps: the fast path", "the same in plain PyTorch",
+        f"next token, {tokens} steps: the fast path", "the same in plain PyTorch",
+    )  # fmt: skip
+    rows = [[name, f"{1000 * spent:.0f} ms", f"{spent / times[0]:.1f} x"] for name, spent in zip(names, times, strict=True)]
+    equal = int((ours == theirs).sum())
+    caption = (
+        f"Making {aar.schedule.length} frames with guidance, CPU threads: {torch.get_num_threads()}. "
+        f"Codes of the first two rows, without chance: equal in {equal} of {ours.numel()}."
+    )
+    return page.Table(caption, ["", "time", "of the first"], rows)
+
+
+def _time_tokens(model: NextToken, condition: Tensor) -> float:
+    """Seconds of one whole sequence, after a short one."""
+    for length in (min(20, model.length), model.length):
+        start = time.perf_counter()
+        model.begin(condition)
+        codes = None
+        for position in range(length):
+            codes = model.step(position, codes, cfg=4.0)
+        spent = time.perf_counter() - start
+    return spent

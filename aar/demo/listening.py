@@ -1,18 +1,16 @@
-"""Sounds, pictures and distances of recordings as a SAT reconstructs them from more and more scales."""
+"""Recordings as a SAT reconstructs them from more and more scales, and how far each is from its source."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 
-from ..audio import write_audio
 from ..models import SAT
 from ..training.losses import MultiResolutionMelLoss
 from . import page
-from .picture import SpectrogramPainter
+from .gallery import Gallery
 from .recordings import Recording
 
 SCALES = (1, 5, 9, 13, 16)
@@ -21,54 +19,37 @@ OVERLAP = 0.05
 
 
 class Listening:
-    """Writes `sounds` and `pictures` below a directory, and remembers how far each is from its source."""
+    """Shows reconstructions in a gallery, and remembers how far each is from its source."""
 
-    def __init__(self, sat: SAT, directory: Path):
-        self.sat, self.directory = sat, directory
-        self.rate = sat.config.sample_rate
-        self.distance = MultiResolutionMelLoss(self.rate)
-        self.painter = SpectrogramPainter(self.rate)
+    def __init__(self, sat: SAT, gallery: Gallery):
+        self.sat, self.gallery = sat, gallery
+        self.scales = tuple(scale for scale in SCALES if scale < sat.num_scales) + (sat.num_scales,)
+        self.distance = MultiResolutionMelLoss(sat.config.sample_rate)
         self.distances: dict[str, list[list[float]]] = {}
-        for folder in ("sounds", "pictures"):
-            (directory / folder).mkdir(parents=True, exist_ok=True)
 
     @torch.no_grad()
     def show(self, recording: Recording) -> page.Clip:
-        """Reconstructs a recording and writes all versions of it."""
-        source = recording.wave
-        waves = self.sat.reconstruct_scales(source[None, None], SCALES, overlap=OVERLAP)[:, 0, 0]
+        """The source, then its reconstructions from coarse to fine."""
+        source, stem, add = recording.wave, recording.stem, self.gallery.add
+        waves = self.sat.reconstruct_scales(source[None, None], self.scales, overlap=OVERLAP)[:, 0, 0]
         distances = [self.distance(wave, source).item() for wave in waves]
         self.distances.setdefault(recording.kind, []).append(distances)
-
-        stems = [f"{recording.stem}_scale{scale:02d}" for scale in SCALES]
-        titles = [f"{scale} scale{'s' if scale > 1 else ''}" for scale in SCALES]
-        remarks = [f"distance {distance:.1f}" for distance in distances]
-        versions = zip(
-            (f"{recording.stem}_source", *stems),
-            ("source", *titles),
-            (f"{len(source) / self.rate:.1f} s", *remarks),
-            (source, *waves),
-            strict=True,
-        )
-        loudest = self.painter.loudest(source)
-        shown = []
-        for stem, title, remark, wave in versions:
-            version = page.Version(title, remark, f"sounds/{stem}.wav", f"pictures/{stem}.png")
-            write_audio(self.directory / version.sound, wave, self.rate)
-            self.painter.paint(self.directory / version.picture, wave, loudest)
-            shown.append(version)
+        shown = [add(f"{stem}_source", source, "source", f"{len(source) / self.sat.config.sample_rate:.1f} s")]
+        for scale, wave, distance in zip(self.scales, waves, distances, strict=True):
+            title = f"{scale} scale{'s' if scale > 1 else ''}"
+            shown.append(add(f"{stem}_scale{scale:02d}", wave, title, f"distance {distance:.1f}", like=source))
         return page.Clip(recording.name, recording.kind, shown)
 
     def table(self) -> page.Table:
         """Tokens, bits and mean distance by kind, for each number of scales, of all that was shown."""
         config = self.sat.config
-        windows_per_second = self.rate / self.sat.windows(OVERLAP).hop
+        windows_per_second = config.sample_rate / self.sat.windows(OVERLAP).hop
         bits = (config.codebook_size - 1).bit_length()
         tokens = list(accumulate(config.lengths))
         means = [_mean_columns(rows) for rows in self.distances.values()]
         overall = _mean_columns([row for rows in self.distances.values() for row in rows])
         rows = []
-        for i, scale in enumerate(SCALES):
+        for i, scale in enumerate(self.scales):
             per_second = tokens[scale - 1] * windows_per_second
             distances = [f"{column[i]:.2f}" for column in (*means, overall)]
             rows.append([str(scale), f"{per_second:.0f}", f"{per_second * bits / 1000:.2f}", *distances])

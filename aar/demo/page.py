@@ -12,9 +12,9 @@ STYLE = """
 * { box-sizing: border-box; }
 body { max-width: 1500px; margin: 0 auto; padding: 2rem 1.5rem 4rem; font: 15px/1.5 system-ui, sans-serif;
        background: light-dark(#f6f6f8, #131316); }
-h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .6rem; font-size: 1.25rem; }
-h3 { margin: 1.1rem 0 .4rem; font-size: 1rem; }
-h2::first-letter, h3::first-letter { text-transform: uppercase; }
+h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.6rem 0 .4rem; font-size: 1.35rem; }
+h3 { margin: 1.4rem 0 0; font-size: 1.1rem; } h4 { margin: .9rem 0 .4rem; font-size: 1rem; }
+h3::first-letter, h4::first-letter { text-transform: uppercase; }
 p { max-width: 75ch; margin: .5rem 0; } small, .soft { color: var(--soft); font-weight: normal; }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; margin-top: 1.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -43,7 +43,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip with all its versions, the source first."""
+    """A clip with all its versions, the one called "source" first if there is one; without a name it has no heading."""
 
     name: str
     kind: str
@@ -80,9 +80,25 @@ def _align(column: Sequence[str], justify: Callable[[str, int], str]) -> list[st
     return [justify(cell, width) for cell in column]
 
 
-def _figure(version: Version, is_source: bool) -> str:
+@dataclass(frozen=True)
+class Section:
+    """Clips under a title and a paragraph, those of a kind together."""
+
+    title: str
+    paragraph: str
+    clips: Sequence[Clip]
+
+    def html(self) -> str:
+        parts = [f"<section>\n<h2>{escape(self.title)}</h2>\n<p>{escape(self.paragraph)}</p>"]
+        for kind in dict.fromkeys(clip.kind for clip in self.clips):
+            parts += [f"<h3>{escape(kind)}</h3>"] if kind else []
+            parts += [_clip(clip) for clip in self.clips if clip.kind == kind]
+        return "\n".join([*parts, "</section>"])
+
+
+def _figure(version: Version) -> str:
     return (
-        f"<figure{' class=source' if is_source else ''}>"
+        f"<figure{' class=source' if version.title == 'source' else ''}>"
         f"<figcaption><b>{escape(version.title)}</b> "
         f"<span class=soft>{escape(version.remark)}</span></figcaption>"
         f'<img src="{escape(version.picture)}" alt="spectrogram, {escape(version.title)}">'
@@ -91,17 +107,17 @@ def _figure(version: Version, is_source: bool) -> str:
 
 
 def _clip(clip: Clip) -> str:
-    figures = "\n".join(_figure(version, i == 0) for i, version in enumerate(clip.versions))
-    return f"<h3>{escape(clip.name)}</h3>\n<div class=row>\n{figures}\n</div>"
+    heading = f"<h4>{escape(clip.name)}</h4>\n" if clip.name else ""
+    figures = "\n".join(map(_figure, clip.versions))
+    return f"{heading}<div class=row>\n{figures}\n</div>"
 
 
-def render(title: str, paragraphs: Iterable[str], tables: Iterable[Table], clips: Sequence[Clip]) -> str:
-    """The whole page: text, tables, then every clip under the heading of its kind."""
+def render(title: str, paragraphs: Iterable[str], tables: Iterable[Table], sections: Iterable[Section]) -> str:
+    """The whole page: text, tables, sections."""
     parts = [f"<h1>{escape(title)}</h1>"]
     parts += [f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs]
     parts += ['<div class="tables">', *(table.html() for table in tables), "</div>"]
-    for kind in dict.fromkeys(clip.kind for clip in clips):
-        parts += [f"<h2>{escape(kind)}</h2>", *(_clip(clip) for clip in clips if clip.kind == kind)]
+    parts += [section.html() for section in sections]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style></head>\n<body>\n'

@@ -14,7 +14,15 @@ import numpy as np
 import soundfile
 
 from ..data.instruments import (
-    SAMPLE_RATE, fm_bell, hi_hat, kick, mix, organ_tone, pad_note, plucked_string, snare,
+    SAMPLE_RATE,
+    fm_bell,
+    hi_hat,
+    kick,
+    mix,
+    organ_tone,
+    pad_note,
+    plucked_string,
+    snare,
 )  # fmt: skip
 
 PEAK = 0.7

@@ -138,6 +138,7 @@ class AAR(Pretrained):
     """
 
     config_class = AARConfig
+    kind = "aar"
 
     def __init__(self, config: AARConfig | None = None):
         super().__init__()
@@ -157,7 +158,7 @@ class AAR(Pretrained):
         self.quantizer = ak.nn.MultiScaleResidualQuantizer(
             config.latent_dim, schedule=self.schedule, codebook_size=config.codebook_size,
             phi_kernel_sizes=config.phi_kernel_sizes, phi_sharing=config.phi_sharing,
-            shared_codebook=config.shared_codebook, metric=config.metric, kmeans_init=False,
+            shared_codebook=config.shared_codebook, metric=config.metric, frozen=True,
         ).requires_grad_(False).eval()  # fmt: skip
         self.register_buffer("_scale_of_token", self.schedule.scale_of_token(), persistent=False)
         self.reset_parameters()
@@ -195,7 +196,8 @@ class AAR(Pretrained):
             ValueError: a quantizer of other sizes than the configuration's.
         """
         ours = dict(self.quantizer.state_dict())
-        theirs = {name: value for name, value in quantizer.state_dict().items() if not name.startswith("project_")}
+        not_ours = ("project_", "embed_avg", "cluster_size")
+        theirs = {name: value for name, value in quantizer.state_dict().items() if not name.startswith(not_ours)}
         shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (ours, theirs)]
         lengths = tuple(quantizer.schedule.lengths), self.schedule.lengths
         if shapes[0] != shapes[1] or lengths[0] != lengths[1]:

@@ -111,6 +111,7 @@ class SAT(Pretrained):
     """
 
     config_class = SATConfig
+    kind = "sat"
 
     def __init__(self, config: SATConfig | None = None):
         super().__init__()

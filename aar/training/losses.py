@@ -36,27 +36,6 @@ class MultiResolutionMelLoss(nn.Module):
         return total
 
 
-class ReconstructionTerms(NamedTuple):
-    """The weighted sum, and its terms before weighting; scalars."""
-
-    total: Tensor
-    mel: Tensor
-    wave: Tensor
-
-
-class ReconstructionLoss(nn.Module):
-    """Multi-resolution mel plus 0.1 times mean |difference| of waves [..., N]: the published weights."""
-
-    def __init__(self, sample_rate: int = 24_000, mel_weight: float = 1.0, wave_weight: float = 0.1):
-        super().__init__()
-        self.mel = MultiResolutionMelLoss(sample_rate)
-        self.mel_weight, self.wave_weight = mel_weight, wave_weight
-
-    def forward(self, estimate: Tensor, target: Tensor) -> ReconstructionTerms:
-        mel, wave = self.mel(estimate, target), F.l1_loss(estimate, target)
-        return ReconstructionTerms(self.mel_weight * mel + self.wave_weight * wave, mel, wave)
-
-
 def discriminator_hinge_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
     """Scalar: pushes logits of recordings above 1 and of reconstructions below -1; mean over resolutions."""
     terms = [

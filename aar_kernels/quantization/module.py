@@ -48,6 +48,8 @@ class MultiScaleResidualQuantizer(nn.Module):
         kmeans_iterations: of that k-means.
         dead_code_threshold: in training, a code whose average hits fall below it is replaced by a random row of the
             batch; 0 turns that off.
+        frozen: codebooks that never learn: no moving averages are kept, and the training pass is refused. For a model
+            that reads the codes of another one's quantizer.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class MultiScaleResidualQuantizer(nn.Module):
         phi_kernel_sizes: Sequence[int] = (9,) * 6, phi_sharing: str = "partial", shared_codebook: bool = False,
         metric: str = "euclidean", straight_through: str = "per_scale", decay: float = 0.99, epsilon: float = 1e-5,
         kmeans_init: bool = True, kmeans_iterations: int = 50, dead_code_threshold: float = 2.0,
+        frozen: bool = False,
     ):  # fmt: skip
         super().__init__()
         latent_dim = latent_dim or dim
@@ -70,10 +73,13 @@ class MultiScaleResidualQuantizer(nn.Module):
 
         books = 1 if shared_codebook else schedule.num_scales
         self.register_buffer("codebooks", torch.randn(books, codebook_size, latent_dim) / latent_dim**0.5)
-        self.register_buffer("embed_avg", self.codebooks.clone())
-        self.register_buffer("cluster_size", torch.ones(books, codebook_size))
+        self.frozen = frozen
+        if not frozen:
+            self.register_buffer("embed_avg", self.codebooks.clone())
+            self.register_buffer("cluster_size", torch.ones(books, codebook_size))
         # Not made at each call: copying it to the device would wait for the device.
         self.register_buffer("_book_lengths", torch.tensor(schedule.lengths[:books]), persistent=False)
+        kmeans_init = kmeans_init and not frozen
         self.register_buffer("initialized", torch.tensor(not kmeans_init))
         # The buffer travels with the state_dict; the flag spares every call a device-to-host read of it.
         self._initialized = not kmeans_init
@@ -132,9 +138,14 @@ class MultiScaleResidualQuantizer(nn.Module):
         """Quantized ``[B, dim, T]``, codes ``[B, total]``, commitment loss (scalar) of ``x[B, dim, T]``.
 
         In training mode the codebooks are updated from the batch (all-reduced over ``torch.distributed``).
+
+        Raises:
+            RuntimeError: training mode, and frozen codebooks.
         """
-        x = self._project_in(x)
         training = self.training
+        if training and self.frozen:
+            raise RuntimeError("frozen codebooks do not learn: use eval(), encode and decode")
+        x = self._project_in(x)
         if training and not self._initialized:
             self._initialize(x.detach(), mask)
         samples = self._draw_samples(x) if training and self.dead_code_threshold > 0 else None

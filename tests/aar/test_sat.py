@@ -8,6 +8,7 @@ from small import TINY, files_under, noise, tiny_sat
 from aar import SAT, SATConfig
 from aar.errors import CheckpointError
 from aar.models import sat
+from aar.training.initialization import initialize_tokenizer
 
 LENGTHS = [1, 319, 320, 23999, 24000, 24001, 60000]
 
@@ -223,3 +224,31 @@ def test_damaged_folders(tmp_path, damage):
 
 def test_config_survives_json():
     assert SATConfig.from_dict(json.loads(json.dumps(TINY.__dict__))) == TINY
+
+
+def test_fresh_model_lets_the_signal_through():
+    torch.manual_seed(0)
+    tokenizer = SAT(SATConfig(n_filters=8, dim=128))
+    initialize_tokenizer(tokenizer, 0.2)
+    latents = tokenizer.encoder(0.3 * torch.randn(2, 1, 24_000))
+    assert (latents - latents.mean((0, 2), keepdim=True)).std() > 0.1
+
+
+def test_half_precision_on_disk(tmp_path, model):
+    model.save_pretrained(tmp_path / "half", torch.float16)
+    model.save_pretrained(tmp_path / "whole")
+    sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("half", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+    half = SAT.from_pretrained(tmp_path / "half")
+    for ours, theirs in zip(half.state_dict().values(), model.state_dict().values(), strict=True):
+        assert ours.dtype == theirs.dtype
+        expected = theirs.to(torch.float16).to(theirs) if theirs.is_floating_point() else theirs
+        assert torch.equal(ours, expected)
+
+
+def test_half_precision_that_would_overflow_is_refused(tmp_path):
+    tokenizer = tiny_sat()
+    tokenizer.quantizer.embed_avg.fill_(1e6)
+    with pytest.raises(ValueError, match=r"quantizer\.embed_avg"):
+        tokenizer.save_pretrained(tmp_path, torch.float16)
+    assert not list(tmp_path.iterdir())

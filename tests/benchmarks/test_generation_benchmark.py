@@ -7,9 +7,9 @@ import pytest
 import torch
 from benchmark_cases import TINY, codes_of, conditions, tiny_aar
 
+from aar.baselines.plain_aar import PlainAAR
 from benchmarks import agreement, generation
 from benchmarks.agreement import Truth, check_greedy, check_weights, difference, rounded
-from benchmarks.plain_aar import PlainAAR
 from benchmarks.roofline import next_token_passes, scale_passes
 
 ARGUMENTS = ["--threads", "1", "--batch", "2", "--runs", "1", "--no-compile", "--tokens", "3"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from benchmark_cases import conditions, tiny_aar
 
+from aar.baselines.next_token import Fused, Plain
 from benchmarks.agreement import check_next_token
-from benchmarks.next_token import Fused, Plain
 
 WAYS = {
     "plain": (Plain, torch.float32),

@@ -7,7 +7,7 @@ import torch
 from benchmark_cases import codes_of, conditions, tiny_aar
 from helpers import assert_as_accurate
 
-from benchmarks.plain_aar import PlainAAR, sample
+from aar.baselines.plain_aar import PlainAAR, sample
 
 
 @pytest.mark.parametrize("cosine", [True, False])

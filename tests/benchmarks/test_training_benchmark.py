@@ -6,9 +6,9 @@ import pytest
 import torch
 from benchmark_cases import TINY
 
+from aar.baselines.plain_aar import PlainAAR
 from benchmarks import training
 from benchmarks.common import random_aar
-from benchmarks.plain_aar import PlainAAR
 
 ARGUMENTS = ["--threads", "1", "--batch", "2", "--runs", "1", "--no-compile"]
 

@@ -333,3 +333,15 @@ def test_pickle_and_deepcopy(backend):
             copied.codebooks.neg_()
             assert not torch.equal(copied.encode(x), codes)
             assert torch.equal(model.encode(x), codes)
+
+
+def test_frozen_codebooks_code_alike_and_never_learn():
+    module, frozen = build(), build(frozen=True)
+    averages = {"embed_avg", "cluster_size"}
+    assert set(module.state_dict()) - set(frozen.state_dict()) == averages
+    frozen.load_state_dict({name: value for name, value in module.state_dict().items() if name not in averages})
+    x = torch.randn(2, 8, 10)
+    assert torch.equal(frozen.encode(x), module.encode(x))
+    assert torch.equal(frozen.eval()(x)[1], module.eval()(x)[1])
+    with pytest.raises(RuntimeError, match="frozen"):
+        frozen.train()(x)

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import aar_kernels as ak
-from aar import AAR
-from aar.models import generation
 
+from ..models import AAR, generation
 from .plain_aar import PlainAAR, head_factor, modulate, queries_keys_values
 
 

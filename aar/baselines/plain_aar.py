@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aar import AAR
-from aar.models.aar import Block
 from aar_kernels.attention.reference import LARGEST_LOG_SCALE
+
+from ..models import AAR
+from ..models.aar import Block
 
 Cache = tuple[Tensor, Tensor] | None  # keys and values, [B, heads, length, head_dim]
 

@@ -1,0 +1,6 @@
+"""What AAR is compared with: the same transformer in plain PyTorch, and as a next-token model."""
+
+from .next_token import Fused, NextToken, Plain
+from .plain_aar import PlainAAR
+
+__all__ = ["Fused", "NextToken", "Plain", "PlainAAR"]
