@@ -108,7 +108,7 @@ def time_both(call: Callable[[], object]) -> Timing:
 
 
 def medians(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Median seconds of each of `calls`, run in turn for `SECONDS`, so that what else the machine does falls on all alike.
+    """Median seconds of each call, run in turn for `SECONDS`, so that what else the machine does falls on all alike.
 
     The first run of each, which builds tables and picks kernels, does not count.
     """
@@ -166,7 +166,7 @@ def generation_table(aar: AAR, condition: Tensor) -> page.Table:
         f"next scale, {aar.schedule.num_scales} steps: the fast path", "the same in plain PyTorch",
         f"next token, {tokens} steps: the fast path", "the same in plain PyTorch",
     )  # fmt: skip
-    rows = [[name, f"{1000 * spent:.0f} ms", f"{spent / times[0]:.1f} x"] for name, spent in zip(names, times, strict=True)]
+    rows = [[name, f"{1000 * t:.0f} ms", f"{t / times[0]:.1f} x"] for name, t in zip(names, times, strict=True)]
     equal = int((ours == theirs).sum())
     caption = (
         f"Making {aar.schedule.length} frames with guidance, CPU threads: {torch.get_num_threads()}. "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import html.parser
+import json
 import re
 import shutil
 import struct
+import subprocess
 import zlib
 
 import numpy as np
@@ -20,6 +22,7 @@ from aar.conditions import AcousticEmbedding
 from aar.demo import comparison, listening, making, page, picture, recordings, synthesize
 from aar.errors import AarError, AudioError
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CLIPS = sorted(recordings.CLIPS.glob("*.flac"))
 
 
@@ -95,6 +98,35 @@ def test_players_play_sounds_of_the_right_length(shown):
         clip = re.fullmatch(r"sounds/(\w+)_(?:source|scale\d\d|take\d)\.wav", sound)
         assert len(samples) == (soundfile.info(recordings.CLIPS / f"{clip[1]}.flac").frames if clip else 24_000)
         assert np.abs(samples).max() > 0
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium on PATH")
+def test_a_browser_can_play_every_sound(shown, tmp_path):
+    """The page itself has no scripts: another one beside it loads every player's source and writes down what came."""
+    sounds = sorted(set(Page((shown / "index.html").read_text()).sources["audio"]))
+    script = """
+        const sounds = %s, result = document.getElementById("result");
+        const load = (sound) => new Promise((done) => {
+            const audio = new Audio(sound);
+            audio.oncanplaythrough = () => done(audio.duration);
+            audio.onerror = () => done(-1);
+        });
+        Promise.all(sounds.map(load)).then((seconds) => { result.textContent = "[" + seconds + "]"; });
+    """
+    probe = shown / "probe.html"
+    probe.write_text(f"<!doctype html><p id=result></p><script>{script % json.dumps(sounds)}</script>")
+    try:
+        done = subprocess.run(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom",
+             "--no-first-run", "--disable-component-update", "--disable-sync", "--virtual-time-budget=60000",
+             f"--user-data-dir={tmp_path}", probe.as_uri()],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    finally:
+        probe.unlink()
+    seconds = json.loads(re.search(r"<p id=\"result\">(.*?)</p>", done.stdout)[1])
+    frames = [soundfile.info(shown / sound).frames for sound in sounds]
+    assert seconds == pytest.approx([count / 24_000 for count in frames], abs=0.01)
 
 
 def test_sources_are_the_clips(shown):
