@@ -93,12 +93,17 @@ class AARConfig:
         return config_from_dict(cls, values)
 
 
+Addend = tuple[Tensor, Tensor]
+"""``y[B, L, C], gate[B, C]``: what is still to be added to the residual stream, ``gate * y``."""
+
+
 class Block(nn.Module):
-    """Attention and feed-forward layer of width C; what comes before, between and after is `AAR.forward`'s."""
+    """Attention and feed-forward layer of width C."""
 
     def __init__(self, config: AARConfig):
         super().__init__()
         width, hidden = config.width, config.width * config.mlp_ratio
+        self.schedule, self.eps = config.schedule, config.norm_eps
         self.heads = config.heads
         self.softmax_scale = config.softmax_scale
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -116,16 +121,38 @@ class Block(nn.Module):
         """Keys have no bias: the softmax would not see it."""
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def attend(self, x: Tensor, schedule: ak.ScaleSchedule) -> Tensor:
+    def forward(self, x: Tensor, addend: Addend | None, adaptive: Tensor) -> tuple[Tensor, Addend]:
+        """The residual stream ``x[B, L, C]`` after the attention, and what is left to add to it.
+
+        A block takes what the one before left: the last residual of one is the first layer norm's input of the next,
+        and both are one pass over memory, while no block needs another's weights.
+
+        Args:
+            addend: of the block before.
+            adaptive: ``[B, C]``, of which the modulation is made.
+        """
+        gate1, gate2, scale1, scale2, shift1, shift2 = self.modulation(adaptive).chunk(6, dim=-1)
+        x, y = add_modulate(x, addend, scale1, shift1, self.eps)
+        x, y = add_modulate(x, (self.attend(y), gate1), scale2, shift2, self.eps)
+        return x, (self.feed_forward(y), gate2)
+
+    def attend(self, x: Tensor) -> Tensor:
         """``[B, L, C]`` -> ``[B, L, C]``."""
         qkv = F.linear(x, self.qkv.weight, self.qkv_bias)
         q, k, v = rearrange(qkv, "b l (three h d) -> three b l h d", three=3, h=self.heads)
         scale = {"softmax_scale": self.softmax_scale, "head_log_scale": self.log_scale}
-        return self.proj(rearrange(ak.scale_attention(q, k, v, schedule, **scale), "b l h d -> b l (h d)"))
+        return self.proj(rearrange(ak.scale_attention(q, k, v, self.schedule, **scale), "b l h d -> b l (h d)"))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """``[B, L, C]`` -> ``[B, L, C]``."""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def add_modulate(x: Tensor, addend: Addend | None, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x`` and the addend, if there is one, and the layer norm of that, modulated: each ``[B, L, C]``."""
+    if addend is None:
+        return x, layer_norm_modulate(x, scale, shift, eps=eps)
+    return gated_residual_modulate(x, *addend, scale, shift, eps=eps)
 
 
 class AAR(Pretrained):
@@ -222,20 +249,11 @@ class AAR(Pretrained):
         inputs = self._inputs(tokens)
         embedding = self.embed_condition(self.conditions(condition, inputs.shape[0]))
         x = torch.cat([self.first_tokens(embedding), self.word(inputs) + self.places(1, self.schedule.num_scales)], 1)
-        adaptive = F.silu(embedding)
-        eps = self.config.norm_eps
-        gates, halves = [], []
+        adaptive, addend = F.silu(embedding), None
         for block in self.blocks:
-            gate1, gate2, *half = block.modulation(adaptive).chunk(6, dim=-1)
-            gates += [gate1, gate2]
-            halves += [half[0::2], half[1::2]]  # scale and shift before attention, before the feed-forward layer
-        halves.append(self.head_modulation(adaptive).chunk(2, dim=-1))
-        y = layer_norm_modulate(x, *halves[0], eps=eps)
-        for i, block in enumerate(self.blocks):
-            y = block.attend(y, self.schedule)
-            x, y = gated_residual_modulate(x, y, gates[2 * i], *halves[2 * i + 1], eps=eps)
-            y = block.feed_forward(y)
-            x, y = gated_residual_modulate(x, y, gates[2 * i + 1], *halves[2 * i + 2], eps=eps)
+            x, addend = block(x, addend, adaptive)
+        scale, shift = self.head_modulation(adaptive).chunk(2, dim=-1)
+        _, y = add_modulate(x, addend, scale, shift, self.config.norm_eps)
         with torch.autocast(x.device.type, enabled=False):
             return self.head(y.to(self.head.weight.dtype))
 

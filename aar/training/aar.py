@@ -18,6 +18,7 @@ from ..models import AAR, SAT, AARConfig, SATConfig
 from .config import AARTraining, ConfigError
 from .loop import Batch, Loss
 from .sat import crops, crops_held_out
+from .sharding import shard
 from .tokens import TokenSet, embedding
 from .world import World
 
@@ -52,8 +53,19 @@ class AARTask:
         self.sample_rate = tokenizer.config.sample_rate
         self.seconds_per_item = tokenizer.config.window_samples / self.sample_rate
         self.players: dict[str, nn.Module] = {"transformer": self.model}
-        self._model = world.parallel(self.model)
+        if config.parallel == "fsdp" and world.size > 1:
+            dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
+            sizes = {"processes": world.size, "device": world.device}
+            shard(self.model, self.model.blocks, self.model.quantizer, **sizes, dtype=dtype)
+            self._model = self.model
+        else:
+            self._model = world.parallel(self.model)
         self.parallel = [self._model]
+
+    def accepts(self, players: dict[str, dict[str, Tensor]]) -> bool:
+        """Not those of another tokenizer, whose codes mean something else."""
+        theirs = players["transformer"]["quantizer.codebooks"]
+        return torch.equal(theirs, self.tokenizer.quantizer.codebooks.cpu())
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Batch:
@@ -80,12 +92,12 @@ class AARTask:
     def numbers(self) -> dict[str, float]:
         return {}
 
-    def sounds(self, batch: Batch) -> dict[str, Tensor]:
+    def sounds(self, batch: Batch, model: AAR) -> dict[str, Tensor]:
         """The first sound by its own codes, one made from its condition, and one made from none."""
         batch = self.prepare({name: value[:1] for name, value in batch.items()})
-        made = {"tokenized": batch["codes"], "unconditional": self.model.sample(num=1)}
+        made = {"tokenized": batch["codes"], "unconditional": model.sample(num=1)}
         if batch["condition"] is not None:
-            made["conditional"] = self.model.sample(batch["condition"])
+            made["conditional"] = model.sample(batch["condition"])
         return {name: self.tokenizer.decode(codes[None])[0, 0] for name, codes in made.items()}
 
     def batches(self, world: World, start: int) -> Iterable[Batch]:

@@ -63,7 +63,8 @@ class Checkpoints:
                 with zipfile.ZipFile(path) as archive:
                     damaged = archive.testzip()
                 if damaged is None:
-                    return torch.load(path, map_location="cpu", weights_only=True)
+                    # Mapped: many processes of a machine read the same file, and each may want a part of it alone.
+                    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
                 reason = f"{damaged} has another checksum"
             except (zipfile.BadZipFile, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
                 reason = str(error).splitlines()[0]

@@ -178,6 +178,8 @@ class AARTraining(TrainingConfig):
     Attributes:
         tokens: folder that `aar tokenize` made. Else `data.source` is tokenized on the fly, by `tokenizer`.
         tokenizer: folder of a SAT, or published .pth of the published schedule.
+        parallel: what each process of several holds: ddp, the whole model; fsdp, a part of its weights and of all that
+            training keeps of them, for a model that is too large otherwise.
         condition: what the model is told of a sound: its acoustic embedding, its CLAP embedding, or nothing.
         clap: the CLAP model, a folder or a name on the Hugging Face hub.
     """
@@ -188,6 +190,7 @@ class AARTraining(TrainingConfig):
     model: TransformerConfig = field(default_factory=TransformerConfig)
     tokens: str | None = None
     tokenizer: str | None = None
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     condition: Literal["acoustic", "clap", "none"] = "acoustic"
     clap: str = "laion/clap-htsat-unfused"
 

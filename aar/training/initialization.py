@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ..models import SAT
 
@@ -25,7 +26,11 @@ def preserve_variance(model: nn.Module, gain: float = 1.0) -> None:
             # Of a transposed convolution only every stride-th tap meets an input sample.
             overlap = layer.stride[0] if isinstance(layer, nn.ConvTranspose1d) else 1
             fan_in = layer.in_channels * layer.kernel_size[0] / overlap
-            layer.weight = gain * torch.randn_like(layer.weight) / fan_in**0.5
+            drawn = gain * torch.randn_like(layer.weight) / fan_in**0.5
+            if parametrize.is_parametrized(layer, "weight"):
+                layer.weight = drawn  # the two factors of weight norm
+            else:
+                layer.weight.copy_(drawn)
             layer.bias.zero_()
 
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from ..atomic import replacing
 from ..errors import AarError
@@ -22,6 +24,7 @@ from .checkpointing import Checkpoints, write_state
 from .config import TrainingConfig
 from .logbook import Logbook
 from .optimization import WeightAverage, learning_rate_factor, optimizer_of
+from .sharding import load_model, load_optimizer, whole
 from .world import World, without_reduction
 
 __all__ = ["Batch", "Loss", "NotFiniteError", "Task", "Trainer"]
@@ -59,6 +62,9 @@ class Task(Protocol):
     sample_rate: int
     seconds_per_item: float
 
+    def accepts(self, players: dict[str, dict[str, Tensor]]) -> bool:
+        """Whether these states of the players were trained on such data as this task's."""
+
     def prepare(self, batch: Batch) -> Batch:
         """What `losses` needs, made of a batch of the data; without gradients."""
 
@@ -80,8 +86,8 @@ class Task(Protocol):
     def numbers(self) -> dict[str, float]:
         """For the log; every process asks."""
 
-    def sounds(self, batch: Batch) -> dict[str, Tensor]:
-        """Waves [N] to listen to."""
+    def sounds(self, batch: Batch, model: Pretrained) -> dict[str, Tensor]:
+        """Waves [N] to listen to, of `model`, which is that of the task or a copy."""
 
 
 class Trainer:
@@ -104,7 +110,7 @@ class Trainer:
         torch.manual_seed(config.seed + world.rank)
 
     def resume(self) -> bool:
-        """Goes back to the newest whole checkpoint; whether there is one.
+        """Goes back to the newest whole checkpoint, by however many processes; whether there is one.
 
         Raises:
             AarError: it is that of another model.
@@ -112,16 +118,23 @@ class Trainer:
         state = self.checkpoints.load()
         if state is None:
             return False
-        for what in ("model", "discriminator"):
-            if state["config"].get(what) != _plain(asdict(self.config)).get(what):
-                raise AarError(f"{self.out}: its checkpoints are of another {what}; name another --out")
+        before, now = state["config"], _plain(asdict(self.config))
+        different = [what for what in ("model", "discriminator", "condition") if before.get(what) != now.get(what)]
+        if different or not self.task.accepts(state["players"]):
+            what = different[0] if different else "tokenizer"
+            raise AarError(f"{self.out}: its checkpoints are of another {what}; name another --out")
         for name, player in self.task.players.items():
-            player.load_state_dict(state["players"][name])
-            self.optimizers[name].load_state_dict(state["optimizers"][name])
+            load_model(player, state["players"][name])
+            load_optimizer(self.optimizers[name], state["optimizers"][name])
         if self.average:
-            self.average.module.load_state_dict(state["average"] or self.task.model.state_dict())
-        self.step, self.position = state["step"], state["position"]
-        if len(state["random"]) == self.world.size:
+            self.average = WeightAverage(self.task.model, self.config.ema)
+            if state["average"]:
+                self.average.load(state["average"])
+        self.step, processes = state["step"], len(state["random"])
+        # Batches of this process that hold what all have seen.
+        seen = state["position"] * processes * before["data"]["batch_size"]
+        self.position = seen // (self.world.size * self.config.data.batch_size)
+        if processes == self.world.size:
             _set_random_state(state["random"][self.world.rank], self.world.device)
         else:  # as many processes as before would go on where they were; these begin anew
             torch.manual_seed(self.config.seed + self.step * self.world.size + self.world.rank)
@@ -134,20 +147,20 @@ class Trainer:
             NotFiniteError: NaN in a loss; nothing is lost but the steps since the last checkpoint.
             CheckpointWriteError: no room.
         """
-        config, first = self.config, self.world.rank == 0
+        config, first = self.config, self._first
         # First, since anything may be wrong with the data, and nothing is written then.
         batches = iter(self.task.batches(self.world, self.position))
         held_out = self.task.held_out(self.world)
         if first:
             self.checkpoints.clean()
-            with replacing(self.out / "config.yaml") as path:
-                path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
         for player in self.task.players.values():
             player.train()
         with contextlib.ExitStack() as stack:
             log = None
             if first:
                 log = stack.enter_context(Logbook(self.out, config, self.step, self.task.sample_rate))
+                with replacing(self.out / "config.yaml") as path:
+                    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
             began, seen = time.perf_counter(), 0
             while self.step < config.schedule.steps:
                 parts = [self._to_device(next(batches)) for _ in range(config.data.accumulate)]
@@ -160,24 +173,27 @@ class Trainer:
                     numbers |= self.task.numbers() | {"learning rate": self._learning_rate(self.step - 1)}
                 if held_out and self._due(config.logging.held_out_every):
                     numbers |= self._try(held_out)
+                sounds = self._sounds(parts[0]) if self._due(config.logging.sounds_every) else {}
                 if log:
                     log.show(numbers)
                     if "learning rate" in numbers or "held out/loss" in numbers:
                         log.numbers(self.step, numbers)
-                    if self._due(config.logging.sounds_every):
-                        log.sounds(self.step, self._sounds(parts[0]))
+                    log.sounds(self.step, sounds)
                 if self._due(config.checkpoint.every) or self.step == config.schedule.steps:
                     self.save()
-            if first:
-                self.finished_model().save_pretrained(self.out / "model")
+            finished = self.finished_model()
+            if finished:
+                finished.save_pretrained(self.out / "model")
 
-    def finished_model(self) -> Pretrained:
-        return self.average.module if self.average else self.task.model
+    def finished_model(self) -> Pretrained | None:
+        """A copy of the model with averaged weights, on the CPU, for the first process; every process must call."""
+        state = whole(self.task.model.state_dict() | (self.average.weights if self.average else {}), self._first)
+        return self._copy_of_model(state).eval() if self._first else None
 
     def save(self) -> None:
-        """Writes a checkpoint; every process must call it."""
+        """Writes a checkpoint; every process must call."""
         state = self._state(self.world.gather(_random_state(self.world.device)))
-        if self.world.rank == 0:
+        if self._first:
             self.checkpoints.save(self.step, state)
 
     def _train(self, parts: list[Batch]) -> dict[str, float]:
@@ -213,8 +229,9 @@ class Trainer:
                         if i == 0:
                             players.append(loss.player)
             clip = config.optimizer.clip or math.inf
-            norms = {name: nn.utils.clip_grad_norm_(task.players[name].parameters(), clip) for name in players}
-            sums |= {f"{name}/gradient norm": norm.float() for name, norm in norms.items()}
+            for name in players:
+                norm = nn.utils.clip_grad_norm_(task.players[name].parameters(), clip)
+                sums[f"{name}/gradient norm"] = (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
             # The one transfer from the device in a step: before the weights change, so that none ever becomes NaN.
             values = self.world.mean(torch.stack(list(sums.values()))).tolist()
             numbers = dict(zip(sums, values, strict=True))
@@ -229,11 +246,12 @@ class Trainer:
         return numbers
 
     def _stop(self, numbers: dict[str, float], parts: list[Batch], random: dict) -> None:
-        """Saves the state before the step that failed, with its batches, and raises."""
+        """Saves the state before the step that failed, with its batches, and raises; every process must call."""
         path = self.out / f"not-finite-{self.step + 1:09d}.rank{self.world.rank}.pt"
         bad = ", ".join(name for name, value in numbers.items() if not math.isfinite(value))
+        state = self._state(self.world.gather(random)) | {"batches": parts, "numbers": numbers}
         try:
-            write_state(path, self._state([random]) | {"batches": parts, "numbers": numbers})
+            write_state(path, state)
             saved = f"its batches and the state before it are in {path}"
         except OSError as error:
             saved = f"its state could not be saved ({error.strerror})"
@@ -244,15 +262,17 @@ class Trainer:
         )
 
     def _state(self, random: list[dict]) -> dict[str, Any]:
-        return {
+        """What is sharded is whole in the first process's, and missing in the others'; every process must call."""
+        state = {
             "step": self.step,
             "position": self.position,
             "config": _plain(asdict(self.config)),
             "players": {name: player.state_dict() for name, player in self.task.players.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "average": self.average.module.state_dict() if self.average else None,
+            "average": self.task.model.state_dict() | self.average.weights if self.average else None,
             "random": random,
         }
+        return whole(state, self._first)
 
     def _try(self, batches: Sequence[Batch]) -> dict[str, float]:
         """The model's own losses on these batches, means over all processes."""
@@ -267,8 +287,18 @@ class Trainer:
         return {f"held out/{name}": value for name, value in zip(sums, values, strict=True)}
 
     def _sounds(self, part: Batch) -> dict[str, Tensor]:
+        """Of the first process; every process must call."""
+        model = self.task.model
         with self._aside():
-            return self.task.sounds(part)
+            if isinstance(model, FSDPModule):  # sampling calls parts of it by themselves
+                state = whole(model.state_dict(), self._first)
+                model = self._copy_of_model(state).to(self.world.device).eval() if self._first else None
+            return self.task.sounds(part, model) if self._first else {}
+
+    def _copy_of_model(self, state: dict[str, Tensor]) -> Pretrained:
+        model = type(self.task.model)(self.task.model.config)  # of a sharded model's class this makes a whole one
+        model.load_state_dict(state)
+        return model
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -293,6 +323,10 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         return self.config.optimizer.learning_rate * learning_rate_factor(step, self.config.schedule)
+
+    @property
+    def _first(self) -> bool:
+        return self.world.rank == 0
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

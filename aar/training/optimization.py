@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import OptimizerConfig, ScheduleConfig
+from .sharding import part_of
 
 __all__ = ["WeightAverage", "learning_rate_factor", "optimizer_of"]
 
@@ -33,19 +33,24 @@ def learning_rate_factor(step: int, config: ScheduleConfig) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of a module's parameters, and its buffers as they are.
+    """Exponential moving average of those parameters of a module that are trained, by name.
 
     It begins with shorter averages, so that the first weights are soon forgotten.
     """
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.weights = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """After step number `step`, from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
-        for ours, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            ours.copy_(theirs)
+        parameters = dict(module.named_parameters())
+        torch._foreach_lerp_(list(self.weights.values()), [parameters[name] for name in self.weights], 1 - decay)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Goes on from the averages among these whole tensors."""
+        for name, weight in self.weights.items():
+            weight.copy_(part_of(state[name], weight))

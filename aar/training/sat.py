@@ -45,6 +45,9 @@ class SATTask:
             self._judge = world.parallel(_Judge(self.discriminator))
             self.parallel.append(self._judge)
 
+    def accepts(self, players: dict[str, dict[str, Tensor]]) -> bool:
+        return True
+
     def prepare(self, batch: Batch) -> Batch:
         return batch
 
@@ -66,27 +69,26 @@ class SATTask:
             self.usage.update(codes)
         real, fake = [], []
         if adversarial:
-            self.discriminator.requires_grad_(False)
+            self.discriminator.requires_grad_(False)  # it learns from its own loss alone
             with torch.no_grad():
                 real = self.discriminator(wav)
             fake = self.discriminator(estimate)
+            self.discriminator.requires_grad_(True)
         terms = self.criterion(estimate, wav, commitment, real, fake)._asdict()
         if not adversarial:
             del terms["adversarial"], terms["feature_matching"]
         yield Loss("tokenizer", terms.pop("total"), terms)
-        if adversarial:
-            self.discriminator.requires_grad_(True)
-            if not settings.rest or step % settings.rest:
-                yield Loss("discriminator", self._judge(wav, estimate.detach()), {})
+        if adversarial and (not settings.rest or step % settings.rest):
+            yield Loss("discriminator", self._judge(wav, estimate.detach()), {})
 
     def numbers(self) -> dict[str, float]:
         return {"codes in use": self.usage.part()}
 
-    def sounds(self, batch: Batch) -> dict[str, Tensor]:
+    def sounds(self, batch: Batch, model: SAT) -> dict[str, Tensor]:
         """The first wave as recorded, and by the coarsest half of the scales and all of them."""
-        wav, scales = batch["wav"][:1], self.model.num_scales
+        wav, scales = batch["wav"][:1], model.num_scales
         kept = sorted({max(scales // 2, 1), scales})
-        heard = self.model.reconstruct_scales(wav, kept)
+        heard = model.reconstruct_scales(wav, kept)
         return {"recorded": wav[0, 0]} | {f"{k} scales": wave[0, 0] for k, wave in zip(kept, heard, strict=True)}
 
     def batches(self, world: World, start: int) -> Iterable[Batch]:

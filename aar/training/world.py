@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import AarError
@@ -89,4 +90,7 @@ def without_reduction(modules: Sequence[nn.Module]) -> Iterator[None]:
         for module in modules:
             if isinstance(module, DistributedDataParallel):
                 stack.enter_context(module.no_sync())
+            elif isinstance(module, FSDPModule):
+                module.set_requires_gradient_sync(False)
+                stack.callback(module.set_requires_gradient_sync, True)
         yield

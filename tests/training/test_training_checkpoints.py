@@ -8,16 +8,28 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
-from training_cases import SAT_YAML, chord_batches, on_chords, sat_config, train_sat, write_recordings, write_yaml
+from training_cases import (
+    SAT_YAML,
+    aar_config,
+    chord_batches,
+    on_chords,
+    sat_config,
+    tiny_sat,
+    train_sat,
+    write_recordings,
+    write_yaml,
+)
 
 from aar import cli
 from aar.errors import AarError
 from aar.training import checkpointing
+from aar.training.aar import AARTask
 from aar.training.checkpointing import Checkpoints, CheckpointWriteError
-from aar.training.config import CheckpointConfig, DiscriminatorConfig, ScheduleConfig
+from aar.training.config import CheckpointConfig, DataConfig, DiscriminatorConfig, ScheduleConfig
 from aar.training.loop import NotFiniteError, Trainer
 from aar.training.sat import SATTask
 from aar.training.world import World
@@ -166,3 +178,31 @@ def test_checkpoints_of_another_model_are_refused(tmp_path):
     other = sat_config(discriminator=DiscriminatorConfig(filters=2))
     with pytest.raises(AarError, match="another discriminator"):
         Trainer(SATTask(other, World()), other, tmp_path, World()).resume()
+
+
+def test_checkpoints_of_another_tokenizer_are_refused(tmp_path):
+    """Its codes mean something else."""
+    sat = tiny_sat()
+    for name in ("first", "second"):
+        sat.save_pretrained(tmp_path / name)
+        sat.quantizer.codebooks.mul_(2)
+    first, second = (aar_config(tokens=None, tokenizer=str(tmp_path / name), data=DataConfig(source="unused"))
+                     for name in ("first", "second"))  # fmt: skip
+    out = tmp_path / "run"
+    Trainer(AARTask(first, World()), first, out, World()).save()
+    assert Trainer(AARTask(first, World()), first, out, World()).resume()
+    for other, what in ((second, "tokenizer"), (replace(first, condition="none"), "condition")):
+        with pytest.raises(AarError, match=f"another {what}"):
+            Trainer(AARTask(other, World()), other, out, World()).resume()
+
+
+def test_settings_of_the_optimizer_are_those_of_now(tmp_path):
+    config = sat_config(schedule=ScheduleConfig(steps=1))
+    before = train_sat(config, tmp_path)
+    changed = replace(config, optimizer=replace(config.optimizer, weight_decay=0.1, betas=(0.8, 0.9)))
+    trainer = Trainer(SATTask(changed, World()), changed, tmp_path, World())
+    assert trainer.resume()
+    ours, theirs = (each.optimizers["tokenizer"].state_dict() for each in (trainer, before))
+    assert_equal(ours["state"], theirs["state"])
+    assert [group["weight_decay"] for group in ours["param_groups"]] == [0.1, 0.0]
+    assert ours["param_groups"][0]["betas"] == (0.8, 0.9)
