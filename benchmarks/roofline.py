@@ -1,7 +1,8 @@
 """The least that a run must do: floating-point operations, and bytes read from memory.
 
 Counted are the transformer's linear layers and attention, keys and values read, and modulations once per item. Not
-counted: activations, which fit the caches, layer norms, sampling, and the quantizer (0.2 % of a depth of 16).
+counted: activations, which fit the caches, layer norms, sampling, and the quantizer (0.2 % of a depth of 16). Of the
+tokenizer: convolutions, LSTMs and the search; not spectrograms, nor a discriminator.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
-from aar import AAR
+from aar import AAR, SAT
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,31 @@ def training_flops(model: AAR, batch: int) -> int:
     schedule, config = model.schedule, model.config
     linear = 2 * batch * (schedule.total * _linear_weights(model) + _modulation_weights(model))
     return 3 * (linear + 4 * batch * schedule.attention_pairs * config.width * config.depth)
+
+
+def tokenizer_training_flops(model: SAT, batch: int) -> int:
+    """Forward and backward of convolutions and LSTMs: three times the forward pass; and the search for codes, once."""
+    forward = 0
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal forward
+        if isinstance(layer, nn.LSTM):
+            weights = sum(weight.numel() for weight in layer.parameters() if weight.dim() == 2)
+            forward += 2 * inputs[0].shape[0] * weights
+        else:
+            places = inputs[0] if isinstance(layer, nn.ConvTranspose1d) else output
+            forward += 2 * places.shape[-1] * layer.weight.numel()
+
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d, nn.LSTM))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        window = torch.zeros(1, 1, model.config.window_samples)
+        model.decoder(model.encoder(window))
+    for hook in hooks:
+        hook.remove()
+    config = model.config
+    search = 2 * config.schedule.total * config.codebook_size * config.latent_dim
+    return batch * (3 * forward + search)
 
 
 def _tokens(model: AAR, items: int, n: int, end: int, dtype: torch.dtype) -> Pass:
