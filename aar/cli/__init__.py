@@ -34,7 +34,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, or 2 where anything asked for could not be done."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = _parser(argv).parse_args(argv)
+    args = _parsed(argv)
     try:
         return args.run(args) or 0
     except (AarError, OSError) as error:
@@ -42,6 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "overrides") or any(each.startswith("-") for each in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # KEY=VALUE behind an option: argparse takes for one list only what stands together
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

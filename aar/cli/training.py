@@ -63,6 +63,7 @@ def add_tokenize_arguments(parser: argparse.ArgumentParser) -> None:
         "windows of the same recordings (default: 0)",
     )  # fmt: skip
     parser.add_argument("--per-shard", type=int, default=100, metavar="N", help="recordings per file (default: 100)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads that decode ahead (default: 2)")
     parser.set_defaults(run=tokenize)
 
 
@@ -70,13 +71,15 @@ def tokenize(args: argparse.Namespace) -> None:
     from ..training.tokens import tokenize
     from ..training.world import joined
 
-    if args.per_shard < 1:
-        raise AarError(f"--per-shard must be at least 1, got {args.per_shard}")
+    for option, value in (("--per-shard", args.per_shard), ("--workers", args.workers)):
+        if value < 1:
+            raise AarError(f"{option} must be at least 1, got {value}")
     logging.basicConfig(format="aar: %(message)s")
     with joined(args.device) as world:
         args.device = str(world.device)
         sat = load_model(args)
         total = len(find_audio(args.data)) // world.size
         with tqdm(total=total, unit=" recordings", delay=2, dynamic_ncols=True, disable=world.rank > 0) as bar:
-            tokenize_all = {"condition": args.condition, "clap": args.clap, "overlap": args.overlap}
-            tokenize(args.data, args.out, sat, world, **tokenize_all, per_shard=args.per_shard, progress=bar.update)
+            names = ("condition", "clap", "overlap", "per_shard", "workers")
+            options = {name: getattr(args, name) for name in names}
+            tokenize(args.data, args.out, sat, world, **options, progress=bar.update)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +25,7 @@ from torch import Tensor
 
 from ..atomic import replacing
 from ..conditions import AcousticEmbedding, Clap
-from ..data import find_audio, read_recording
+from ..data import Recording, find_audio, read_recording
 from ..errors import AarError, AudioError
 from ..models import SAT
 from ..models.sat import WINDOWS_PER_BATCH
@@ -58,7 +62,7 @@ def embedding(kind: str, clap: str, sample_rate: int, device: torch.device) -> E
 
 def tokenize(
     source: Path, out: Path, sat: SAT, world: World, *, condition: str, clap: str, overlap: float = 0.0,
-    per_shard: int = 100, progress: Callable[[int], None] = lambda recordings: None,
+    per_shard: int = 100, workers: int = 2, progress: Callable[[int], None] = lambda recordings: None,
 ) -> None:  # fmt: skip
     """Writes what is missing in `out`, so that a run that was stopped goes on; ranks take shards in turn.
 
@@ -67,6 +71,7 @@ def tokenize(
     Args:
         overlap: seconds that neighbouring windows share: more windows of the same recordings.
         per_shard: recordings in a shard.
+        workers: threads that decode recordings while the model works, two for each of them ahead.
         progress: is told how many recordings are done.
 
     Raises:
@@ -87,17 +92,16 @@ def tokenize(
         with replacing(out / INDEX) as path:
             path.write_text(json.dumps(index, indent=2) + "\n")
     embed = embedding(condition, clap, sat.config.sample_rate, world.device)
-    for shard, first in enumerate(range(0, len(recordings), per_shard)):
-        part = range(first, min(first + per_shard, len(recordings)))
-        path = _shard(out, shard)
-        if shard % world.size == world.rank and not path.exists():
+    parts = [range(first, min(first + per_shard, len(recordings))) for first in range(0, len(recordings), per_shard)]
+    ours = [(_shard(out, shard), part) for shard, part in enumerate(parts) if shard % world.size == world.rank]
+    missing = [(path, part) for path, part in ours if not path.exists()]
+    progress(sum(len(part) for _, part in ours) - sum(len(part) for _, part in missing))
+    wanted = [recordings[number] for _, part in missing for number in part]
+    with closing(_read_ahead(wanted, sat.config.sample_rate, workers)) as waves:
+        for path, part in missing:
             tensors: dict[str, list[Tensor]] = {"codes": [], "condition": [], "recording": []}
-            for number in part:
-                try:
-                    wave = read_recording(recordings[number], sat.config.sample_rate)
-                except (AudioError, OSError) as error:
-                    _LOG.warning("skipping %s", error)
-                else:
+            for number, wave in zip(part, waves, strict=False):
+                if wave is not None:
                     codes, conditions = _tokenize(wave.to(world.device), sat, embed, overlap)
                     tensors["codes"].append(codes)
                     tensors["condition"].append(conditions)
@@ -106,8 +110,29 @@ def tokenize(
             # A shard of broken recordings is an empty one.
             with replacing(path) as beside:
                 safetensors.torch.save_file({name: torch.cat(t) for name, t in tensors.items() if t}, beside)
-        elif shard % world.size == world.rank:
-            progress(len(part))
+
+
+def _read_ahead(recordings: Sequence[Recording], sample_rate: int, workers: int) -> Iterator[Tensor | None]:
+    """Waves [N] in the order of the recordings, None for one that cannot be read, which is logged.
+
+    No more than two for each worker are held, with that which the caller works on.
+    """
+    upcoming, reading = iter(recordings), deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        while True:
+            for recording in islice(upcoming, 2 * workers - len(reading)):
+                reading.append(pool.submit(read_recording, recording, sample_rate))
+            if not reading:
+                return
+            try:
+                wave = reading.popleft().result()
+            except (AudioError, OSError) as error:
+                _LOG.warning("skipping %s", error)
+                wave = None
+            yield wave
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,31 @@ def test_from_recordings_to_new_sounds(aar, tmp_path, recordings):
     assert metrics == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("CONFIG", "seed=1", "ema=0.5", "--out", "OUT"),
+        ("CONFIG", "--out", "OUT", "seed=1", "ema=0.5"),
+        ("--out", "OUT", "CONFIG", "seed=1", "--resume", "ema=0.5"),
+        ("--out=OUT", "CONFIG", "--device", "cpu", "seed=3", "ema=0.5", "--resume", "seed=1"),
+    ],
+)
+def test_settings_and_options_in_any_order(monkeypatch, arguments):
+    taken = []
+    monkeypatch.setattr("aar.cli.training.train", taken.append)
+    assert cli.main(["train-sat", *arguments]) == 0
+    assert (taken[0].config, taken[0].out) == (Path("CONFIG"), Path("OUT"))
+    settings = dict(override.split("=") for override in taken[0].overrides)
+    assert settings == {"seed": "1", "ema": "0.5"}
+
+
+@pytest.mark.parametrize("arguments", [("train-sat", "CONFIG", "--out", "OUT", "--no-such=1"), ("info", "a", "b=1")])
+def test_other_arguments_are_not_settings(capsys, arguments):
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert f"unrecognized arguments: {arguments[-1]}" in capsys.readouterr().err
+
+
 def test_tensorboard_has_sounds_and_pictures(aar, tmp_path, recordings):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = write_yaml(tmp_path / "sat.yaml", **SAT_YAML)
@@ -126,8 +153,8 @@ def test_tokenizing_goes_on_where_it_was_stopped(aar, tmp_path, recordings, mode
     read, calls = tokens.read_recording, []
 
     def interrupted(recording, rate):
-        calls.append(recording)
-        if len(calls) == 4:
+        calls.append(recording.path.stem)
+        if recording.path.stem == "3" and calls.count("3") == 1:
             raise KeyboardInterrupt
         return read(recording, rate)
 
@@ -139,8 +166,9 @@ def test_tokenizing_goes_on_where_it_was_stopped(aar, tmp_path, recordings, mode
     assert code == 2
     assert "2 of 3 shards are missing" in errors[0]
 
+    calls[:] = ["3"]
     assert aar("tokenize", recordings, stopped, *arguments) == (0, [])
-    assert len(calls) == 4 + 3  # the first shard was not made again
+    assert sorted(calls[1:]) == ["2", "3", "4"]  # the first shard was not made again
     for path in whole.glob("shard*"):
         ours, theirs = (safetensors.torch.load_file(folder / path.name) for folder in (whole, stopped))
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -148,6 +176,38 @@ def test_tokenizing_goes_on_where_it_was_stopped(aar, tmp_path, recordings, mode
     code, errors = aar("tokenize", recordings, stopped, *arguments, "--condition", "none")
     assert code == 2
     assert "another condition" in errors[0]
+
+
+def test_recordings_are_read_ahead_and_kept_in_order(tmp_path, model, monkeypatch):
+    """Later recordings are ready before earlier ones; no more than two for each worker wait."""
+    recordings = write_recordings(tmp_path / "wav", count=9, seconds=0.2)
+    (recordings / "4.wav").write_bytes(b"broken")
+    sat = SAT.from_pretrained(model)
+    options = {"condition": "acoustic", "clap": "", "per_shard": 4}
+    tokens.tokenize(recordings, tmp_path / "expected", sat, World(), **options, workers=1)
+
+    read, tokenized = tokens.read_recording, tokens._tokenize
+    started, done, fourth_is_read = [], [], threading.Event()
+
+    def slow(recording, rate):
+        started.append(recording)
+        assert len(started) - sum(done) <= 2 * 3
+        if len(started) == 4:
+            fourth_is_read.set()
+        time.sleep(0.02 * (recording.path.stem in "036"))
+        return read(recording, rate)
+
+    def watched(*arguments):
+        assert fourth_is_read.wait(60)
+        return tokenized(*arguments)
+
+    monkeypatch.setattr(tokens, "read_recording", slow)
+    monkeypatch.setattr(tokens, "_tokenize", watched)
+    tokens.tokenize(recordings, tmp_path / "ahead", sat, World(), **options, workers=3, progress=done.append)
+    ours, theirs = TokenSet(tmp_path / "ahead"), TokenSet(tmp_path / "expected")
+    assert torch.equal(ours.codes, theirs.codes)
+    assert torch.equal(ours.conditions, theirs.conditions)
+    assert len(started) == sum(done) == 9
 
 
 def test_ranks_share_the_shards(tmp_path, recordings, model):
