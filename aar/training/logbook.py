@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from ..atomic import replacing
 from ..audio.mel import LogMelSpectrogram
 from ..errors import AarError
 from .config import TrainingConfig
@@ -29,10 +31,12 @@ class Logbook:
         start: steps done before. What is written of later steps, by a run that was killed, is removed.
 
     Raises:
-        AarError: wandb is asked for and not installed.
+        AarError: wandb is asked for, and not installed or not ready.
     """
 
     def __init__(self, directory: Path, config: TrainingConfig, start: int, sample_rate: int):
+        self.wandb = _wandb(directory, config, start)
+        directory.mkdir(parents=True, exist_ok=True)
         self.path, self.sample_rate = directory / "metrics.jsonl", sample_rate
         self.spectrogram = LogMelSpectrogram(1024, 256, 80, sample_rate, floor=1e-9)
         self.shown: dict[str, str] = {}
@@ -43,7 +47,6 @@ class Logbook:
         self.path.write_text("".join(kept))
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115
         self.tensorboard = _tensorboard(directory, start)
-        self.wandb = _wandb(directory, config)
         interval = 0.1 if sys.stderr.isatty() else 10
         self.bar = tqdm(total=config.schedule.steps, initial=start, desc="training", unit=" steps",
                         mininterval=interval, dynamic_ncols=True)  # fmt: skip
@@ -67,26 +70,27 @@ class Logbook:
         """Waves [N], to hear and as spectrograms."""
         for name, wave in sounds.items():
             wave = wave.detach().float().cpu().clamp(-1, 1)
+            mel = self.spectrogram(wave)
+            picture = ((mel - mel.max()) / DYNAMIC_RANGE + 1).clamp(0, 1).flip(0)
             if self.tensorboard:
                 self.tensorboard.add_audio(name, wave[None], step, self.sample_rate)
-                mel = self.spectrogram(wave)
-                picture = ((mel - mel.max()) / DYNAMIC_RANGE + 1).clamp(0, 1).flip(0)
                 self.tensorboard.add_image(name, picture[None], step)
             if self.wandb:
                 import wandb
 
-                self.wandb.log({name: wandb.Audio(wave.numpy(), self.sample_rate)}, step=step)
+                audio, image = wandb.Audio(wave.numpy(), self.sample_rate), wandb.Image(picture.numpy())
+                self.wandb.log({name: audio, f"{name}, spectrogram": image}, step=step)
 
     def __enter__(self) -> Logbook:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         self.bar.close()
         self.file.close()
         if self.tensorboard:
             self.tensorboard.close()
         if self.wandb:
-            self.wandb.finish()
+            self.wandb.finish(exit_code=0 if kind is None else 1)
 
 
 def _tensorboard(directory: Path, start: int):
@@ -97,12 +101,20 @@ def _tensorboard(directory: Path, start: int):
     return SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
 
 
-def _wandb(directory: Path, config: TrainingConfig):
+def _wandb(directory: Path, config: TrainingConfig, start: int):
+    """A run of its own for each directory, which goes on where the training does."""
     if config.logging.wandb is None:
         return None
     try:
         import wandb
-    except ImportError:
-        raise AarError("logging.wandb is set, but wandb is not installed (pip install wandb)") from None
-    return wandb.init(project=config.logging.wandb, dir=str(directory), config=asdict(config), resume="allow",
-                      id=directory.absolute().name)  # fmt: skip
+    except ImportError as error:
+        raise AarError(f"logging.wandb: {error}; pip install wandb, or logging.wandb=null") from None
+    kept = directory / "wandb-id.txt"
+    identity = kept.read_text() if start and kept.exists() else secrets.token_hex(4)
+    with replacing(kept) as path:
+        path.write_text(identity)
+    try:
+        return wandb.init(project=config.logging.wandb, dir=str(directory), config=asdict(config), resume="allow",
+                          id=identity)  # fmt: skip
+    except wandb.Error as error:
+        raise AarError(f"logging.wandb: {str(error).splitlines()[0]}") from None
