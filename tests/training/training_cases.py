@@ -72,6 +72,18 @@ def chords(number: int, items: int, samples: int = TINY.window_samples) -> torch
     return 0.2 * torch.sin(2 * torch.pi * pitch * time + phase).sum(1, keepdim=True)
 
 
+def bursts(number: int, items: int, samples: int = TINY.window_samples) -> torch.Tensor:
+    """Batch `number` of noises an octave wide, [items, 1, samples]: six octaves, 30 dB; nothing is near to them all."""
+    generator = torch.Generator().manual_seed(number)
+    spectrum = torch.fft.rfft(torch.randn(items, 1, samples, generator=generator))
+    frequency = torch.arange(spectrum.shape[-1]) * TINY.sample_rate / samples
+    centre = 150 * 2 ** (6 * torch.rand(items, 1, 1, generator=generator))
+    spectrum = spectrum * torch.exp(-((2 * torch.log2(frequency.clamp(min=1) / centre)) ** 2))
+    wave = torch.fft.irfft(spectrum, n=samples)
+    loudness = 0.3 * 10 ** (-1.5 * torch.rand(items, 1, 1, generator=generator))
+    return loudness * wave / wave.square().mean(-1, keepdim=True).sqrt()
+
+
 def chord_batches(start: int = 0, items: int = 4, rank: int = 0, world: int = 1) -> Iterator[dict]:
     """As `aar.data.Crops`: batches of all ranks, one after the other, are those of one process."""
     while True:
