@@ -113,9 +113,11 @@ class Trainer:
         """Goes back to the newest whole checkpoint, by however many processes; whether there is one.
 
         Raises:
-            AarError: it is that of another model.
+            AarError: it is that of another model, or not every process sees it.
         """
         state = self.checkpoints.load()
+        if len(set(self.world.gather(state and state["step"]))) > 1:
+            raise AarError(f"{self.out}: processes see different checkpoints in it; all must share its disk")
         if state is None:
             return False
         before, now = state["config"], _plain(asdict(self.config))

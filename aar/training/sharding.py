@@ -24,19 +24,18 @@ def shard(
     """Shards `module` in place over all processes. Each of `units` is gathered for its own forward and backward pass.
 
     Args:
-        units: parts of `module`, called as modules in its forward pass; what else it holds is gathered once a step.
+        units: parts of `module`, called as modules in its forward pass; what else it holds is gathered once a batch.
         frozen: another part, which every process keeps.
         dtype: in which weights of `units` travel and are used; gradients are summed in float32. Bfloat16 is what
             autocast would round them to, which would keep a whole rounded copy of all units for the backward pass.
             (Attention's scale per head, which autocast leaves alone, is rounded too.)
     """
     mesh = init_device_mesh(device.type, (processes,))
-    kept = set(frozen.parameters())
     # Residuals stay in float32: autocast rounds what enters a product, and nothing else is to be.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, ignored_params=kept)
+    fully_shard(module, mesh=mesh, ignored_params=set(frozen.parameters()))
 
 
 def whole(value: Any, keep: bool = True) -> Any:

@@ -71,7 +71,7 @@ def tokenize(
     Args:
         overlap: seconds that neighbouring windows share: more windows of the same recordings.
         per_shard: recordings in a shard.
-        workers: threads that decode recordings while the model works, two for each of them ahead.
+        workers: threads that decode recordings while the model works, up to two for each of them in memory.
         progress: is told how many recordings are done.
 
     Raises:
@@ -115,13 +115,13 @@ def tokenize(
 def _read_ahead(recordings: Sequence[Recording], sample_rate: int, workers: int) -> Iterator[Tensor | None]:
     """Waves [N] in the order of the recordings, None for one that cannot be read, which is logged.
 
-    No more than two for each worker are held, with that which the caller works on.
+    No more than two for each worker are held at once, with that which the caller works on.
     """
     upcoming, reading = iter(recordings), deque()
     pool = ThreadPoolExecutor(workers)
     try:
         while True:
-            for recording in islice(upcoming, 2 * workers - len(reading)):
+            for recording in islice(upcoming, 2 * workers - 1 - len(reading)):
                 reading.append(pool.submit(read_recording, recording, sample_rate))
             if not reading:
                 return

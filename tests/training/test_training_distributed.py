@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_cases import aar_config, chords, on_chords, same_weights, sat_config, tiny_sat
 
 from aar import AAR
+from aar.errors import AarError
 from aar.training.aar import AARTask
 from aar.training.checkpointing import Checkpoints
 from aar.training.config import CheckpointConfig, DataConfig, DiscriminatorConfig, ScheduleConfig, TransformerConfig
@@ -95,6 +96,10 @@ def worker(rank: int, path: Path, port: int) -> None:
         train_each_kind(path, world)
         train_on_otherwise(path, world)
         resume_exactly(path, world)
+        if rank == 0:
+            half_way(path / "together-ddp", path / "only-0")
+        with pytest.raises(AarError, match="different checkpoints"):
+            trainer_of("ddp", path / f"only-{rank}", path / "tokenizer", world).resume()
         torch.save(sharded_step(path / "step", path / "tokenizer", world), path / f"step-{rank}.pt")
 
 
