@@ -5,6 +5,7 @@ What is written is whole: a checkpoint does not show how many processes made it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ def shard(
     mesh = init_device_mesh(device.type, (processes,))
     # Residuals stay in float32: autocast rounds what enters a product, and nothing else is to be.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Of units that return views, as those of linear layers are. Nothing here writes into what a unit returns.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, ignored_params=set(frozen.parameters()))
