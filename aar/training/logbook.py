@@ -36,7 +36,6 @@ class Logbook:
 
     def __init__(self, directory: Path, config: TrainingConfig, start: int, sample_rate: int):
         self.wandb = _wandb(directory, config, start)
-        directory.mkdir(parents=True, exist_ok=True)
         self.path, self.sample_rate = directory / "metrics.jsonl", sample_rate
         self.spectrogram = LogMelSpectrogram(1024, 256, 80, sample_rate, floor=1e-9)
         self.shown: dict[str, str] = {}
@@ -44,7 +43,8 @@ class Logbook:
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= start]
-        self.path.write_text("".join(kept))
+        with replacing(self.path) as path:
+            path.write_text("".join(kept))
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115
         self.tensorboard = _tensorboard(directory, start)
         interval = 0.1 if sys.stderr.isatty() else 10
