@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
+SUFFIXES = (".pth", ".pt")
+
 Source = str | os.PathLike | Mapping[str, Tensor]
 
 

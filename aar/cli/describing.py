@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from ..audio import Tokens, audio_info, is_token_file, load_tokens
+from ..checkpoints import SUFFIXES
 from ..errors import CheckpointError
 from ..models import AAR, SAT
 from ..models.pretrained import CONFIG_FILE, SHIPPED, shipped
-from .models import CHECKPOINT_SUFFIXES, open_model
+from .models import open_model
 
 
 def info(args: argparse.Namespace) -> int:
@@ -26,7 +27,7 @@ def info(args: argparse.Namespace) -> int:
             "operators": "`python -m aar_kernels.info` lists them and what runs here",
             "models": f"{', '.join(shipped())}; `aar info NAME` describes one",
         }
-    elif SAT.find(args.path).is_dir() or args.path.suffix in CHECKPOINT_SUFFIXES:
+    elif SAT.find(args.path).is_dir() or args.path.suffix in SUFFIXES:
         try:
             rows = _describe(args)
         except CheckpointError as error:

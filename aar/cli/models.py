@@ -11,11 +11,10 @@ import torch
 
 import aar_kernels as ak
 
-from ..checkpoints import aar_from_published, sat_from_published
+from ..checkpoints import SUFFIXES, aar_from_published, sat_from_published
 from ..errors import AarError, CheckpointError
 from ..models import AAR, SAT
 
-CHECKPOINT_SUFFIXES = (".pth", ".pt")
 DEFAULT = Path("small")
 """The model that ships."""
 
@@ -70,7 +69,7 @@ def to_device(model: Model, device: str | None) -> Model:
 
 def open_model(path: Path, lengths: Sequence[int]) -> SAT:
     try:
-        return sat_from_published(path, lengths) if path.suffix in CHECKPOINT_SUFFIXES else SAT.from_pretrained(path)
+        return sat_from_published(path, lengths) if path.suffix in SUFFIXES else SAT.from_pretrained(path)
     except CheckpointError:
         raise
     except ValueError as error:
@@ -80,7 +79,7 @@ def open_model(path: Path, lengths: Sequence[int]) -> SAT:
 def open_transformer(path: Path, tokenizer: SAT) -> AAR:
     """The transformer in a directory or published .pth, on the tokenizer's codebooks."""
     try:
-        if path.suffix in CHECKPOINT_SUFFIXES:
+        if path.suffix in SUFFIXES:
             return aar_from_published(path, tokenizer)
         model = AAR.from_pretrained(path)
         codebooks = model.quantizer.codebooks

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoints import sat_from_published
+from ..checkpoints import SUFFIXES, sat_from_published
 from ..models import AAR, SAT, AARConfig, SATConfig
 from .config import AARTraining, ConfigError
 from .loop import Batch, Loss
@@ -122,7 +122,7 @@ class AARTask:
 
 
 def _open_tokenizer(path: Path) -> SAT:
-    return SAT.from_pretrained(path) if path.is_dir() else sat_from_published(path, SATConfig().lengths)
+    return sat_from_published(path, SATConfig().lengths) if path.suffix in SUFFIXES else SAT.from_pretrained(path)
 
 
 def _model_config(config: AARTraining, tokenizer: SATConfig, condition_dim: int) -> AARConfig:
