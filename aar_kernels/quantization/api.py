@@ -94,6 +94,8 @@ def quantize(
     """
     if straight_through not in ("per_scale", "once"):
         raise ValueError(f'straight_through must be "per_scale" or "once", got {straight_through!r}')
+    if levels.codebooks.shape[0] not in (1, levels.schedule.num_scales):
+        raise ValueError("training needs a level for each of the codebooks")
     rows, per_scale = _rows(x, levels, mask), straight_through == "per_scale"
     if samples is not None and (samples.shape != levels.codebooks.shape[:2] or samples.dtype != torch.int64):
         shape = list(levels.codebooks.shape[:2])

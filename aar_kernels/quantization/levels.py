@@ -25,7 +25,8 @@ class Levels:
 
     Args:
         schedule: tokens per level.
-        codebooks: ``[S, K, latent]``, or ``[1, K, latent]`` for one codebook that all levels share.
+        codebooks: ``[S, K, latent]``, or ``[1, K, latent]`` for one codebook that all levels share. There may be more
+            than ``S`` of them: a schedule of fewer levels uses the first ones, and what was packed serves both.
         phi_weights, phi_biases: the distinct kernels of phi(u) = (u + conv1d(u)) / 2, each ``[latent, latent, k]``
             with odd ``k`` and ``[latent]``. Zero padding of ``k // 2``.
         phi_index: which of them each level uses; ``S`` numbers.
@@ -74,8 +75,8 @@ class Levels:
 
     def _check(self) -> None:
         scales, latent = self.schedule.num_scales, self.codebooks.shape[-1]
-        if self.codebooks.dim() != 3 or self.codebooks.shape[0] not in (1, scales) or 0 in self.codebooks.shape:
-            shape = list(self.codebooks.shape)
+        shape = list(self.codebooks.shape)
+        if len(shape) != 3 or 1 < shape[0] < scales or 0 in shape:
             raise ValueError(f"codebooks must be [{scales} or 1, codes, latent], got {shape}")
         if self.metric not in METRICS:
             raise ValueError(f"metric must be one of {METRICS}, got {self.metric!r}")

@@ -41,11 +41,6 @@ def unsupported(problem) -> str | None:
     return None
 
 
-class _Prepared(NamedTuple):
-    packed: list[Tensor]
-    action: _Action
-
-
 class _Action(NamedTuple):
     """The arguments that tell the kernels what a code does to the sequence."""
 
@@ -57,13 +52,14 @@ class _Action(NamedTuple):
     taps: int
 
 
-_cache: DerivedCache[_Prepared] = DerivedCache()
+_packed_codebooks: DerivedCache[list[Tensor]] = DerivedCache()
+_actions: DerivedCache[_Action] = DerivedCache()
 
 
 def encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> Tensor:
     if codebooks.is_cuda:
         return native_cuda.encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
-    packed, action = _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    packed, action = _packed(codebooks, metric), _action(codebooks, phi_weights, phi_biases, lengths, phi_index)
     return torch.ops.aar_native.msrq_encode(
         x.contiguous(), _contiguous(mask), codebooks.contiguous(), lengths, metric == "cosine", packed, *action
     )
@@ -143,7 +139,7 @@ def _decode(
     codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, each=None, pooled=None
 ) -> None:
     """Add the codes of scales ``scales[0]`` to ``scales[1]`` to f_hat, and fill what else is given."""
-    _, action = _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    action = _action(codebooks, phi_weights, phi_biases, lengths, phi_index)
     torch.ops.aar_native.msrq_decode(
         codes.contiguous(), codebooks.contiguous(), lengths, *action, *scales, f_hat, each, pooled
     )
@@ -164,8 +160,6 @@ def _folded(phi_weights: Sequence[Tensor], phi_biases: Sequence[Tensor], phi_ind
 def _tabulated(codebooks, phi_weights, phi_biases, lengths, phi_index) -> _Action:
     """Phi's rows of every code in a table, unless it would be too large."""
     action = _folded(phi_weights, phi_biases, phi_index)
-    if action.folded is None:
-        return action
     of_scale = [(s if len(codebooks) > 1 else 0, phi_index[s]) for s in range(len(lengths))]
     pairs = list(dict.fromkeys(of_scale))  # one table for each codebook and kernel that meet
     shape = (len(pairs), codebooks.shape[1], action.taps, codebooks.shape[2])
@@ -177,11 +171,16 @@ def _tabulated(codebooks, phi_weights, phi_biases, lengths, phi_index) -> _Actio
     return action._replace(table=table, table_of=[pairs.index(pair) for pair in of_scale])
 
 
-def _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> _Prepared:
-    """The weights in the form that inference reads, remembered until one of them changes."""
+def _packed(codebooks: Tensor, metric: str) -> list[Tensor]:
+    """The codebooks in the form that the search reads, remembered until they change."""
+    pack = torch.ops.aar_native.msrq_pack
+    return _packed_codebooks.get([codebooks], lambda: pack(codebooks.contiguous(), metric == "cosine"), metric)
 
-    def build() -> _Prepared:
-        packed = torch.ops.aar_native.msrq_pack(codebooks.contiguous(), metric == "cosine")
-        return _Prepared(packed, _tabulated(codebooks, phi_weights, phi_biases, lengths, phi_index))
 
-    return _cache.get([codebooks, *phi_weights, *phi_biases], build, metric, len(lengths), *phi_index)
+def _action(codebooks, phi_weights, phi_biases, lengths, phi_index) -> _Action:
+    """What codes do to the sequence at inference, remembered until a weight changes."""
+    if not phi_weights:
+        return _folded((), (), ())
+    weights = [codebooks, *phi_weights, *phi_biases]
+    levels = codebooks, phi_weights, phi_biases, lengths, phi_index
+    return _actions.get(weights, lambda: _tabulated(*levels), len(lengths), *phi_index)

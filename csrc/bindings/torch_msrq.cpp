@@ -8,7 +8,7 @@ namespace {
 aar::Shape shape_of(const Tensor& codebooks, const Ints& lengths, bool cosine) {
   aar::Shape shape{int64_t(lengths.size()), codebooks.size(0), codebooks.size(1), codebooks.size(2), lengths.data(),
                    cosine};
-  STD_TORCH_CHECK(shape.books == 1 || shape.books == shape.scales, "aar_native: one codebook per scale, or one");
+  STD_TORCH_CHECK(shape.books == 1 || shape.books >= shape.scales, "aar_native: one codebook per scale, or one");
   for (int64_t n : lengths) STD_TORCH_CHECK(n > 0, "aar_native: lengths must be positive");
   return shape;
 }
@@ -88,6 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> msrq_quantize
     bool want_phi_grad) {
   const aar::Shape shape = shape_of(codebooks, lengths, cosine);
   const aar::Action action = action_of(shape, codebooks, std::nullopt, {}, folded, bias, kernel_of, taps);
+  STD_TORCH_CHECK(shape.books == 1 || shape.books == shape.scales, "aar_native: training is of all codebooks");
   STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
                   "aar_native: x must be [batch, T >= 1, latent]");
   const int64_t batch = x.size(0), tokens = sum(lengths), wide = taps * shape.dim, threads = pool().threads;
