@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import inspect
 
@@ -43,8 +44,8 @@ class Adapter:
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         """Pickled as a module of the original class: who loads it need not have this library."""
-        make, (_, *arguments), *rest = super().__reduce_ex__(protocol)
-        return make, (self._aar_original, *arguments), *rest
+        _, _, state, *_ = super().__reduce_ex__(protocol)
+        return copyreg._reconstructor, (self._aar_original, object, None), state
 
     def __deepcopy__(self, memo: dict) -> Adapter:
         """A copy that is accelerated too."""
