@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .. import dispatch
-from . import encodec, moshi, transformers_encodec, transformers_mimi, vector_quantize_pytorch
+from . import dac, encodec, moshi, snac, transformers_encodec, transformers_mimi, vector_quantize_pytorch
 from .adapter import Adapter, Unsupported, adapted, check_signatures, original_class
 
 # Full names of classes: a package is never imported, for a model that comes from it has done so.
@@ -17,6 +17,8 @@ ADAPTERS: dict[str, type[Adapter]] = {
     **transformers_mimi.ADAPTERS,
     **encodec.ADAPTERS,
     **moshi.ADAPTERS,
+    **dac.ADAPTERS,
+    **snac.ADAPTERS,
     **vector_quantize_pytorch.ADAPTERS,
 }
 

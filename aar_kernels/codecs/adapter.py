@@ -72,8 +72,9 @@ def adapted(original: type, adapter: type[Adapter], backend: str | None) -> type
 
 def check_signatures(adapter: type[Adapter], original: type) -> None:
     """Raises `Unsupported` if a method that the adapter replaces takes other arguments in this version."""
-    names = [name for name, value in vars(adapter).items() if inspect.isfunction(value) and not name.startswith("_")]
-    for name in names:
+    for name, _ in inspect.getmembers(adapter, inspect.isfunction):
+        if name.startswith("_"):
+            continue
         theirs = getattr(original, name, None)
         if theirs is None or _parameters(theirs) != _parameters(getattr(adapter, name)):
             raise Unsupported(f"{original.__name__}.{name} takes other arguments than the version known here")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import dispatch
 from . import ops, reference
-from .levels import Levels
+from .levels import Levels, ProjectedLevels
 
 
 def encode(x: Tensor, levels: Levels, *, mask: Tensor | None = None, backend: str | None = None) -> Tensor:
@@ -140,6 +140,38 @@ def update(
         ops.call("update", *arguments, name)
 
 
+@torch.no_grad()
+def encode_projected(x: Tensor, levels: ProjectedLevels, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """Codes of ``x[B, channels, T]`` by a factorised quantizer. Not differentiable.
+
+    Returns:
+        codes ``[B, sum(T / strides)]`` int64, level after level, and what each level projected the residual to, before
+        averaging: ``[B, levels * dim, T]``.
+    """
+    if x.dim() != 3 or x.shape[1] != levels.channels or not x.dtype.is_floating_point:
+        raise ValueError(f"x must be floating point [batch, {levels.channels}, T], got {x.dtype} {list(x.shape)}")
+    arguments = (x.to(levels.codebooks.dtype), *levels.arguments())
+    levels.lengths(x.shape[2])
+    return _call("encode_projected", dispatch.select("msrq_encode_projected", *arguments[:2], backend=backend), arguments)
+
+
+def decode_projected(
+    codes: Tensor, levels: ProjectedLevels, *, length: int, backend: str | None = None
+) -> Tensor:  # fmt: skip
+    """Sum of the levels' contributions, ``[B, channels, length]``. Differentiable by codebooks and projections."""
+    arguments = (codes, *levels.arguments(), length)
+    _check_codes(codes, sum(levels.lengths(length)))
+    grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in levels.weights)
+    tensors = levels.codebooks, codes
+    return _call(
+        "decode_projected", dispatch.select("msrq_decode_projected", *tensors, backend=backend, needs_grad=grad), arguments
+    )
+
+
+def _call(name: str, backend: str, arguments: tuple):
+    return getattr(reference, name)(*arguments) if backend == "reference" else ops.call(name, *arguments, backend)
+
+
 def _run(name: str, backend: str | None, tensors: tuple, levels: Levels, *extra: int):
     grad = torch.is_grad_enabled() and any(w.requires_grad for w in (*levels.weights, *tensors[:1]))
     grad = grad and name != "encode"
@@ -147,9 +179,7 @@ def _run(name: str, backend: str | None, tensors: tuple, levels: Levels, *extra:
     chosen = dispatch.select(
         f"msrq_{name}", levels.codebooks, *tensors, backend=backend, needs_grad=grad, dim=levels.latent_dim
     )
-    if chosen == "reference":
-        return getattr(reference, name)(*arguments)
-    return ops.call(name, *arguments, chosen)
+    return _call(name, chosen, arguments)
 
 
 def _rows(x: Tensor, levels: Levels, mask: Tensor | None) -> Tensor:

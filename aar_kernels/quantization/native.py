@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._library import library
 from ..cache import DerivedCache
 from . import native_cuda
-from .common import fold
+from .common import fold, later_rows
 
 # Above this many bytes the rows of the codes in use are computed at each call instead of being tabulated.
 TABLE_LIMIT = 512 * 2**20
@@ -54,6 +55,7 @@ class _Action(NamedTuple):
 
 _packed_codebooks: DerivedCache[list[Tensor]] = DerivedCache()
 _actions: DerivedCache[_Action] = DerivedCache()
+_projected: DerivedCache[tuple[Tensor, ...]] = DerivedCache()
 
 
 def encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> Tensor:
@@ -133,6 +135,40 @@ def update(codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_
     )
     # Writes of a custom operator leave version counters alone, and what was packed from these must not outlive them.
     torch.autograd.graph.increment_version((codebooks, cluster_size, embed_avg))
+
+
+def encode_projected(
+    x, codebooks, weight_in, bias_in, weight_out, bias_out, strides, metric
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    table, weight, bias = _projected.get(
+        [codebooks, weight_in, bias_in, weight_out, bias_out],
+        lambda: (later_rows(codebooks, weight_in, weight_out, bias_out), weight_in.flatten(0, 1).contiguous(),
+                 bias_in.flatten().contiguous()),
+    )  # fmt: skip
+    state = torch.ops.aar_native.msrq_project(x.contiguous(), weight, bias).mT.contiguous()
+    codes, rest = torch.ops.aar_native.msrq_encode_projected(
+        state, codebooks.contiguous(), [x.shape[2] // stride for stride in strides], metric == "cosine",
+        _packed(codebooks, metric), table,
+    )  # fmt: skip
+    # No level changes its own channels, or those of the levels before it: they are as it saw them.
+    return codes, rest[..., : len(strides) * codebooks.shape[2]].mT.contiguous()
+
+
+def decode_projected(codes, codebooks, weight_in, bias_in, weight_out, bias_out, strides, metric, length) -> Tensor:
+    count, (_, size, dim), batch = len(strides), codebooks.shape, codes.shape[0]
+    weight, bias = _projected.get(
+        [weight_out, bias_out],
+        lambda: (weight_out[:count].permute(1, 0, 2).flatten(1).contiguous(), bias_out[:count].sum(0)), count,
+    )  # fmt: skip
+    if codes.numel() and not (-1 <= int(codes.amin()) and int(codes.amax()) < size):
+        raise RuntimeError(f"codes must be in [-1, {size})")
+    parts = codes.split([length // stride for stride in strides], dim=1)
+    frames = [part if n == 1 else part.repeat_interleave(n, dim=1) for part, n in zip(parts, strides, strict=True)]
+    frames = torch.stack(frames, dim=1)
+    offset = torch.arange(0, count * size, size, device=codes.device)[:, None]
+    rows = F.embedding(frames.clamp(min=0) + offset, codebooks.flatten(0, 1))
+    rows = rows.masked_fill((frames < 0)[..., None], 0).permute(0, 1, 3, 2)
+    return torch.ops.aar_native.msrq_project(rows.contiguous().view(batch, count * dim, length), weight, bias)
 
 
 def _decode(
