@@ -148,24 +148,22 @@ def encode_projected(x: Tensor, levels: ProjectedLevels, *, backend: str | None 
         codes ``[B, sum(T / strides)]`` int64, level after level, and what each level projected the residual to, before
         averaging: ``[B, levels * dim, T]``.
     """
+    weights = levels.arguments()
     if x.dim() != 3 or x.shape[1] != levels.channels or not x.dtype.is_floating_point:
         raise ValueError(f"x must be floating point [batch, {levels.channels}, T], got {x.dtype} {list(x.shape)}")
-    arguments = (x.to(levels.codebooks.dtype), *levels.arguments())
     levels.lengths(x.shape[2])
-    return _call("encode_projected", dispatch.select("msrq_encode_projected", *arguments[:2], backend=backend), arguments)
+    x = x.to(levels.codebooks.dtype)
+    chosen = dispatch.select("msrq_encode_projected", x, levels.codebooks, backend=backend)
+    return _call("encode_projected", chosen, (x, *weights))
 
 
-def decode_projected(
-    codes: Tensor, levels: ProjectedLevels, *, length: int, backend: str | None = None
-) -> Tensor:  # fmt: skip
+def decode_projected(codes: Tensor, levels: ProjectedLevels, *, length: int, backend: str | None = None) -> Tensor:
     """Sum of the levels' contributions, ``[B, channels, length]``. Differentiable by codebooks and projections."""
     arguments = (codes, *levels.arguments(), length)
     _check_codes(codes, sum(levels.lengths(length)))
     grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in levels.weights)
-    tensors = levels.codebooks, codes
-    return _call(
-        "decode_projected", dispatch.select("msrq_decode_projected", *tensors, backend=backend, needs_grad=grad), arguments
-    )
+    chosen = dispatch.select("msrq_decode_projected", levels.codebooks, codes, backend=backend, needs_grad=grad)
+    return _call("decode_projected", chosen, arguments)
 
 
 def _call(name: str, backend: str, arguments: tuple):

@@ -71,7 +71,7 @@ def make_factorised(name: str, rng) -> Factorised:
         for level in case.module.quantizers:
             level.in_proj.bias.normal_()
             level.out_proj.bias.normal_().mul_(0.1)
-    case.module.eval()
+    weights_of(case.module.eval(), case.strides)  # without it weight norm of the old kind cannot be copied
     return case
 
 

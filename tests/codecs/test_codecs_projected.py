@@ -145,8 +145,8 @@ def test_weights_are_read_live(name):
     x = sequence(case, 2, 16)
 
     def check() -> torch.Tensor:
-        fresh = originals(case.module)
-        ak.restore(fresh)
+        fresh = make_factorised(name, random.Random(f"{name} 2")).module
+        fresh.load_state_dict(case.module.state_dict())
         with torch.no_grad():
             ours, theirs = case.module(x), fresh(x)
         assert_same(ours[1], theirs[1], fresh, case.strides, x)
@@ -189,7 +189,7 @@ def test_whole_models():
 
     torch.manual_seed(0)
     config = {"encoder_hidden_size": 4, "downsampling_ratios": [2, 4], "decoder_hidden_size": 16, "n_codebooks": 3}
-    model = DacModel(DacConfig(**config, codebook_size=50)).eval()
+    model = DacModel(DacConfig(**config, codebook_size=64)).eval()
     wav = torch.randn(2, 1, 400)
     before = model.encode(wav)
     sound = model.decode(before.quantized_representation).audio_values, model.decode(audio_codes=before.audio_codes)

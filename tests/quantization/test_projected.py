@@ -113,10 +113,9 @@ def test_other_strides_in_memory(backend):
 
 def test_gradients_of_decoding():
     """By the reference, which is chosen where they are asked for."""
-    levels, x = make_projected(5)
-    levels = projected_as(levels, torch.float64)
-    for weight in levels.weights:
-        weight.requires_grad_()
+    shapes = (2, 5, 3), (2, 3, 4), (2, 3), (2, 4, 3), (2, 4)
+    weights = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    levels, x = ProjectedLevels(*weights, strides=(2, 1)), torch.randn(2, 4, 4, dtype=torch.float64)
     codes, _ = encode_projected(x, levels)
 
     def decode(codebooks, weight_out, bias_out):
