@@ -38,7 +38,7 @@ class PlainResidual(Adapter):
         return f"{books} x {size} codes of {dim} channels, euclidean"
 
     def _levels(self, count: int, length: int) -> Levels | None:
-        """The first ``count`` levels as data, for sequences of ``length``; None if this module's cannot be remembered."""
+        """The first ``count`` levels as data, for sequences of ``length``; None if they cannot be remembered."""
         sources = self._sources()
         if traced() or any(source.is_inference() for source in sources):
             return None
@@ -64,7 +64,7 @@ class PlainResidual(Adapter):
 
     @torch.compiler.disable
     def _decode(self, codes: Tensor, least: int = 0) -> Tensor | None:
-        """Codes ``[B, levels, T]`` -> ``[B, D, T]``; None where the original must run. Codes below ``least`` are its."""
+        """Codes ``[B, levels, T]`` -> ``[B, D, T]``; None where the original must run, as for codes below ``least``."""
         if codes.dim() != 3 or 0 in codes.shape or codes.dtype not in (torch.int64, torch.int32):
             return None
         if torch.is_grad_enabled() and any(source.requires_grad for source in self._sources()):

@@ -1,7 +1,7 @@
 """Factorised residual quantizers (DAC, SNAC): 1x1 convolutions around a search by cosine in a few channels.
 
-All packages write them alike: ``quantizers``, each with ``in_proj``, ``out_proj`` and ``codebook``. Only the values that
-come out differ, and those are put together in the packages' files.
+All packages write them alike: ``quantizers``, each with ``in_proj``, ``out_proj`` and ``codebook``. Only the values
+that come out differ, and those are put together in the packages' files.
 
 The originals add a straight-through estimator to the code before they project it, which rounds it once; the operators
 project the code itself.
@@ -98,7 +98,8 @@ class Projected(Adapter):
 
     @torch.compiler.disable
     def _decode(self, codes: Tensor, count: int, length: int) -> tuple[ProjectedLevels, Tensor] | None:
-        """Codes ``[B, tokens]`` of the first ``count`` levels -> ``[B, channels, T]``; None where the original must run."""
+        """Codes ``[B, tokens]`` of the first ``count`` levels -> ``[B, channels, T]`` and the levels; None where the
+        original must run."""
         strides = self._strides()[:count]
         if 0 in codes.shape or codes.dtype not in (torch.int64, torch.int32) or len(strides) != count:
             return None
@@ -120,7 +121,7 @@ def decoded(encoded: Encoded, length: int) -> Tensor:
 
 
 def code_rows(codes: Tensor, levels: ProjectedLevels) -> Tensor:
-    """Rows of the codebooks, one level below the other as the packages lay them: codes ``[B, n, T]`` -> ``[B, n * dim, T]``."""
+    """Rows of the codebooks, level below level: codes ``[B, n, T]`` -> ``[B, n * dim, T]``."""
     count, size = codes.shape[1], levels.codebook_size
     offset = torch.arange(0, count * size, size, device=codes.device)[:, None]
     rows = F.embedding(codes + offset, levels.codebooks.flatten(0, 1))

@@ -20,9 +20,10 @@ class SnacQuantizer(Projected):
         return decoded(encoded, z.shape[-1]), [part.contiguous() for part in encoded.codes.split(lengths, dim=1)]
 
     def from_codes(self, codes):
-        length = codes[-1].shape[-1] * self._strides()[-1]
-        fits = len(codes) == len(self.quantizers) and all(part.dim() == 2 for part in codes)
-        fits = fits and all(part.shape[-1] * stride == length for part, stride in zip(codes, self._strides(), strict=True))
+        strides = self._strides()
+        length = codes[-1].shape[-1] * strides[-1]
+        fits = len(codes) == len(strides) and all(part.dim() == 2 for part in codes)
+        fits = fits and all(part.shape[1] * stride == length for part, stride in zip(codes, strides, strict=True))
         result = self._decode(torch.cat(list(codes), dim=1), len(codes), length) if fits else None
         return super().from_codes(codes) if result is None else result[1]
 

@@ -1,4 +1,4 @@
-"""`vector-quantize-pytorch`: ``ResidualVQ`` with Euclidean codebooks."""
+"""`vector-quantize-pytorch`: ``ResidualVQ`` and one-dimensional ``HierarchicalVQ``, both with Euclidean codebooks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adapter import Unsupported
+from .. import quantization
+from ..cache import DerivedCache
+from ..quantization import Levels
+from ..schedule import ScaleSchedule
+from .adapter import Adapter, Unsupported, traced
 from .plain import PlainResidual
+
+_levels: DerivedCache[Levels] = DerivedCache()
 
 
 class ResidualVQ(PlainResidual):
@@ -58,4 +64,88 @@ class ResidualVQ(PlainResidual):
         return super().get_output_from_indices(indices) if out is None else self.project_out(out.mT)
 
 
-ADAPTERS = {"vector_quantize_pytorch.residual_vq.ResidualVQ": ResidualVQ}
+class HierarchicalVQ(Adapter):
+    """``forward(x)`` in eval mode without mask, and ``get_output_from_indices``.
+
+    Its phi is ``u + ratio (conv(u) - u)``, which is that of `aar_kernels.quantization.Levels` with another convolution.
+    """
+
+    @classmethod
+    def check(cls, module) -> str:
+        if module.spatial_dims != 1:
+            raise Unsupported(f"it has {module.spatial_dims} spatial dimensions")
+        if len(set(module.codebook_sizes)) != 1:
+            raise Unsupported(f"its codebooks differ in size: {sorted(set(module.codebook_sizes))}")
+        lengths = " ".join(str(n) for (n,) in module.level_shapes)
+        return f"{module.codebook_sizes[0]} codes of {module.dim} channels at {lengths} tokens, euclidean"
+
+    def _prepare(self) -> Levels | None:
+        """The quantizer as data; None where a gradient is asked for, or it cannot be remembered."""
+        books = [vq._codebook for vq in (self.vqs if self.vq is None else [self.vq])]
+        phis = list(self.phi_levels or [self.phi_shared])
+        ratio = phis[0].resi_ratio
+        convolutions = [phi.conv for phi in phis] if ratio > 1e-8 else []
+        sources = [book.embed for book in books]
+        sources += [tensor for conv in convolutions for tensor in (conv.weight, conv.bias)]
+        # The original fills codebooks by k-means in eval mode too, if they never were.
+        if traced() or not all(book.initted for book in books) or any(source.is_inference() for source in sources):
+            return None
+        if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+            return None
+
+        def build() -> Levels:
+            with torch.inference_mode(False), torch.no_grad():  # made in inference mode, it would have no version
+                last, kernels = max(self.num_levels - 1, 1), len(convolutions)
+                index = [round(s / last * (kernels - 1)) for s in range(self.num_levels)] if kernels else []
+                centre = (1 - 2 * ratio) * torch.eye(self.dim, device=sources[0].device)[..., None]
+                weights = [2 * ratio * conv.weight + torch.nn.functional.pad(centre, (1, 1)) for conv in convolutions]
+                biases = [2 * ratio * conv.bias for conv in convolutions]
+                schedule = ScaleSchedule(n for (n,) in self.level_shapes)
+                return Levels(schedule, torch.cat([book.embed for book in books]), weights, biases, index)
+
+        return _levels.get(sources, build, ratio)
+
+    @torch.compiler.disable
+    def _quantize(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Reconstruction and codes of ``x[B, C, T]``; None where the original must run."""
+        if x.dim() != 3 or 0 in x.shape or (levels := self._prepare()) is None or x.shape[1] != levels.latent_dim:
+            return None
+        if (backend := self._choose("msrq_encode", levels.codebooks, x)) is None:
+            return None
+        codes = quantization.encode(x, levels, backend=backend)
+        if int(codes.amin()) < 0:  # a NaN or an Inf, for which the package has its own answer
+            return None
+        return quantization.decode(codes, levels, length=x.shape[2], backend=backend), codes
+
+    def forward(self, x, indices=None, mask=None, lens=None, sample_codebook_temp=None, return_cutoff=False):
+        plain = indices is None and mask is None and lens is None and not self.training
+        if not plain or (result := self._quantize(self.to_channel_first(x))) is None:
+            return super().forward(x, indices, mask, lens, sample_codebook_temp, return_cutoff)
+        reconstruction, codes = result
+        parts = codes.split([n for (n,) in self.level_shapes], dim=1)
+        cutoff = (None,) if return_cutoff else ()
+        return self.to_channel_last(reconstruction), tuple(parts), torch.zeros((), device=x.device), *cutoff
+
+    @torch.compiler.disable
+    def _reconstruct(self, indices, full_shape) -> Tensor | None:
+        length = self.level_shapes[-1][0] if full_shape is None else full_shape
+        shapes = [tuple(part.shape[1:]) for part in indices] if isinstance(indices, tuple | list) else []
+        if shapes != list(self.level_shapes) or not isinstance(length, int) or (levels := self._prepare()) is None:
+            return None
+        codes = torch.cat(list(indices), dim=1)
+        if codes.numel() == 0 or not (-1 <= int(codes.amin()) and int(codes.amax()) < levels.codebook_size):
+            return None
+        if (backend := self._choose("msrq_decode", levels.codebooks)) is None:
+            return None
+        return quantization.decode(codes, levels, length=length, backend=backend)
+
+    def get_output_from_indices(self, indices, full_shape=None):
+        if (out := self._reconstruct(indices, full_shape)) is None:
+            return super().get_output_from_indices(indices, full_shape)
+        return self.to_channel_last(out)
+
+
+ADAPTERS = {
+    "vector_quantize_pytorch.residual_vq.ResidualVQ": ResidualVQ,
+    "vector_quantize_pytorch.hierarchical_vq.HierarchicalVQ": HierarchicalVQ,
+}

@@ -100,9 +100,9 @@ class Levels:
 class ProjectedLevels:
     """The levels of a factorised residual quantizer (DAC, SNAC) over a sequence ``[batch, channels, T]``.
 
-    Level ``s`` projects the residual to ``dim`` channels, averages ``strides[s]`` frames at a time, replaces each by the
-    nearest code, projects that back, repeats it ``strides[s]`` times, and subtracts. ``T`` must be a multiple of every
-    stride. With fewer strides than codebooks the first levels are used.
+    Level ``s`` projects the residual to ``dim`` channels, averages ``strides[s]`` frames at a time, replaces each by
+    the nearest code, projects that back, repeats it ``strides[s]`` times, and subtracts. ``T`` must be a multiple of
+    every stride. With fewer strides than codebooks the first levels are used.
 
     Args:
         codebooks: ``[S, K, dim]``.

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._library import library
@@ -155,20 +154,14 @@ def encode_projected(
 
 
 def decode_projected(codes, codebooks, weight_in, bias_in, weight_out, bias_out, strides, metric, length) -> Tensor:
-    count, (_, size, dim), batch = len(strides), codebooks.shape, codes.shape[0]
+    count = len(strides)
     weight, bias = _projected.get(
         [weight_out, bias_out],
         lambda: (weight_out[:count].permute(1, 0, 2).flatten(1).contiguous(), bias_out[:count].sum(0)), count,
     )  # fmt: skip
-    if codes.numel() and not (-1 <= int(codes.amin()) and int(codes.amax()) < size):
-        raise RuntimeError(f"codes must be in [-1, {size})")
-    parts = codes.split([length // stride for stride in strides], dim=1)
-    frames = [part if n == 1 else part.repeat_interleave(n, dim=1) for part, n in zip(parts, strides, strict=True)]
-    frames = torch.stack(frames, dim=1)
-    offset = torch.arange(0, count * size, size, device=codes.device)[:, None]
-    rows = F.embedding(frames.clamp(min=0) + offset, codebooks.flatten(0, 1))
-    rows = rows.masked_fill((frames < 0)[..., None], 0).permute(0, 1, 3, 2)
-    return torch.ops.aar_native.msrq_project(rows.contiguous().view(batch, count * dim, length), weight, bias)
+    lengths = [length // stride for stride in strides]
+    rows = torch.ops.aar_native.msrq_gather(codes.contiguous(), codebooks.contiguous(), lengths, length)
+    return torch.ops.aar_native.msrq_project(rows, weight, bias)
 
 
 def _decode(

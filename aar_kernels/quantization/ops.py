@@ -1,7 +1,8 @@
 """Operator schemas, fake implementations and autograd of multi-scale residual quantization. PyTorch only.
 
-The first arguments after the data are `Levels.arguments()`, or those of `ProjectedLevels`; the last is the name of the backend module that runs the
-call (`native`, `triton`). The reference is plain differentiable PyTorch and needs no operator.
+The first arguments after the data are `Levels.arguments()`, or those of `ProjectedLevels`; the last is the name of the
+backend module that runs the call (`native`, `triton`). The reference is plain differentiable PyTorch and needs no
+operator.
 """
 
 from __future__ import annotations

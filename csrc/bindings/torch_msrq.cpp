@@ -105,6 +105,19 @@ std::tuple<Tensor, Tensor> msrq_encode_projected(Tensor state, Tensor codebooks,
   return {out, rest};
 }
 
+// codes[batch][sum of lengths] -> the rows of each frame, [batch][levels * dim][T]
+Tensor msrq_gather(Tensor codes, Tensor codebooks, Ints lengths, int64_t length) {
+  const aar::Shape shape = shape_of(codebooks, lengths, false);
+  STD_TORCH_CHECK(shape.books >= shape.scales && codes.dim() == 2 && codes.size(1) == sum(lengths),
+                  "aar_native: codes of another shape");
+  for (int64_t n : lengths) STD_TORCH_CHECK(length % n == 0, "aar_native: a level's length must divide that of the sequence");
+  Tensor out = make(codebooks, {codes.size(0), shape.scales * shape.dim, length});
+  const bool ok = aar::msrq_kernels().gather(shape, floats(codebooks), longs(codes), codes.size(0), length, floats(out),
+                                             pool());
+  STD_TORCH_CHECK(ok, "codes must be in [-1, ", shape.codes, ")");
+  return out;
+}
+
 // x[batch][channels][T] -> weight[outputs][channels] x + bias[outputs], [batch][outputs][T]
 Tensor msrq_project(Tensor x, Tensor weight, Tensor bias) {
   STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 2 && weight.size(1) == x.size(1) && bias.numel() == weight.size(0),
@@ -207,6 +220,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
   m.def(
       "msrq_encode_projected(Tensor state, Tensor codebooks, int[] lengths, bool cosine, Tensor[] packed, Tensor table) "
       "-> (Tensor, Tensor)");
+  m.def("msrq_gather(Tensor codes, Tensor codebooks, int[] lengths, int length) -> Tensor");
   m.def("msrq_project(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def(
       "msrq_quantize(Tensor x, Tensor? mask, Tensor codebooks, int[] lengths, bool cosine, Tensor[] packed, Tensor? "
@@ -226,6 +240,7 @@ STABLE_TORCH_LIBRARY_IMPL(aar_native, CPU, m) {
   m.impl("msrq_table", TORCH_BOX(&msrq_table));
   m.impl("msrq_encode", TORCH_BOX(&msrq_encode));
   m.impl("msrq_encode_projected", TORCH_BOX(&msrq_encode_projected));
+  m.impl("msrq_gather", TORCH_BOX(&msrq_gather));
   m.impl("msrq_project", TORCH_BOX(&msrq_project));
   m.impl("msrq_quantize", TORCH_BOX(&msrq_quantize));
   m.impl("msrq_decode", TORCH_BOX(&msrq_decode));

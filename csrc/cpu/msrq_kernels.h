@@ -438,4 +438,5 @@ inline void update(const Shape& shape, const Averages& averages, float* codebook
 #define AAR_DEFINE_MSRQ(LEVEL)                                                                              \
   const aar::MsrqKernels aar::msrq_kernels_##LEVEL = {AAR_ISA::pack,       AAR_ISA::build_table,            \
                                                       AAR_ISA::encode,     AAR_ISA::decode,                 \
-                                                      AAR_ISA::statistics, AAR_ISA::update, AAR_ISA::project};
+                                                      AAR_ISA::statistics, AAR_ISA::update,             \
+                                                      AAR_ISA::project,    AAR_ISA::gather};

@@ -82,8 +82,8 @@ def hf_mimi(rng) -> Plain:
 
     hidden, dim = rng.choice(((32, 16), (24, 24)))
     config = MimiConfig(
-        hidden_size=hidden, vector_quantization_hidden_dimension=dim, codebook_dim=dim, codebook_size=rng.choice((32, 64)),
-        num_quantizers=6,
+        hidden_size=hidden, vector_quantization_hidden_dimension=dim, codebook_dim=dim,
+        codebook_size=rng.choice((32, 64)), num_quantizers=6,
     )  # fmt: skip
     return Plain(
         MimiResidualVectorQuantizer(config), hidden, 6,

@@ -1,7 +1,8 @@
 """Packages whose quantizers are tested, imported with stand-ins for what the quantizers do not need.
 
 `encodec`, `dac` and `moshi` import packages for audio files and text that are large, or that do not load beside a CPU
-build of torch; their quantizers use none of it.
+build of torch; their quantizers use none of it. For the same reason they are not in the test extra, which would bring
+those packages along: `pip install --no-deps encodec descript-audio-codec moshi` adds their tests.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def load(name: str):
     """Import a module of one of the packages; skips the test where the package is not installed."""
     package = name.partition(".")[0]
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
+        why = "; it is not in the test extra, for it requires another torch or torchaudio: pip install --no-deps"
+        pytest.skip(f"{package} is not installed{why if package in STAND_INS else ''}")
     if package in sys.modules:
         return importlib.import_module(name)
     missing = [other for other in STAND_INS.get(package, ()) if not _importable(other)]

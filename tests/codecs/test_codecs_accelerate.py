@@ -293,7 +293,7 @@ def test_what_is_left_alone_and_why():
 
     changed = hf_encodec().quantizer
     changed.__class__ = Changed
-    options = dict(dim=8, num_quantizers=2, codebook_size=16)
+    options = {"dim": 8, "num_quantizers": 2, "codebook_size": 16}
     model = nn.ModuleDict({
         "changed": changed,
         "cosine": vq.ResidualVQ(**options, use_cosine_sim=True),

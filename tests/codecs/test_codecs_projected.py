@@ -123,7 +123,7 @@ def test_signatures(name):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", FACTORISED)
 def test_gradients_are_the_originals(name, training):
-    """Training forward with quantizer dropout, losses, and every gradient; in eval mode too where they are asked for."""
+    """Training forward with quantizer dropout, losses, and every gradient; in eval mode too."""
     case, original = pair(name)
     results = []
     for module in (case.module.train(training), original.train(training)):

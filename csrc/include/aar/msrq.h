@@ -100,6 +100,10 @@ struct MsrqKernels {
   // result does not depend on the frames beside it.
   void (*project)(const float* x, int64_t batch, int64_t channels, int64_t length, const float* weight,
                   const float* bias, int64_t outputs, float* out, const ThreadPool&);
+  // codes[batch][sum of lengths] -> out[batch][scales * dim][length]: for each frame the rows of its codes, repeated
+  // where a level is shorter. Returns false where a code is outside [-1, codes).
+  bool (*gather)(const Shape&, const float* codebooks, const int64_t* codes, int64_t batch, int64_t length, float* out,
+                 const ThreadPool&);
 };
 
 AAR_LEVELS(MsrqKernels, msrq_kernels)
