@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from torch import nn
 
 from .. import dispatch
-from . import dac, encodec, moshi, snac, transformers_encodec, transformers_mimi, vector_quantize_pytorch
+from . import (
+    dac,
+    encodec,
+    moshi,
+    snac,
+    transformers_encodec,
+    transformers_higgs,
+    transformers_mimi,
+    vector_quantize_pytorch,
+)
 from .adapter import Adapter, Unsupported, adapted, check_signatures, original_class
 
 # Full names of classes: a package is never imported, for a model that comes from it has done so.
 ADAPTERS: dict[str, type[Adapter]] = {
     **transformers_encodec.ADAPTERS,
+    **transformers_higgs.ADAPTERS,
     **transformers_mimi.ADAPTERS,
     **encodec.ADAPTERS,
     **moshi.ADAPTERS,
@@ -73,7 +83,7 @@ def accelerate(model: nn.Module, *, backend: str | None = None) -> Report:
     """
     if backend not in (None, *dispatch.BACKENDS):
         raise ValueError(f"unknown backend {backend!r}; one of {', '.join(dispatch.BACKENDS)}")
-    replaced, left = [], []
+    replaced, left, devices = [], [], set()
     for path, module, adapter in _known(model):
         original = original_class(module)
         name = f"{original.__module__.partition('.')[0]}.{original.__qualname__}"
@@ -87,9 +97,12 @@ def accelerate(model: nn.Module, *, backend: str | None = None) -> Report:
             continue
         module.__class__ = adapted(original, adapter, backend)
         replaced.append(Entry(path, name, levels))
+        devices |= {tensor.device.type for tensor in module.buffers()} | {p.device.type for p in module.parameters()}
     known = [entry.path for entry in (*replaced, *left)]
     left += [Entry(path, type(module).__qualname__, reason="unknown") for path, module in _unknown(model, known)]
     reason = dispatch.operators()["msrq_encode"]["native"]
+    if reason is None and devices - {"cpu"}:
+        reason = f"on {', '.join(sorted(devices - {'cpu'}))} the operators run only if a backend is asked for"
     note = f"The packages' own code runs: {reason}" if replaced and reason and backend is None else ""
     return Report(replaced, left, note)
 

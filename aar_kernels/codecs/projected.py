@@ -1,9 +1,8 @@
-"""Factorised residual quantizers (DAC, SNAC): 1x1 convolutions around a search by cosine in a few channels.
+"""Factorised residual quantizers (DAC, SNAC, Higgs Audio): each level searches in a few channels of its own.
 
-All packages write them alike: ``quantizers``, each with ``in_proj``, ``out_proj`` and ``codebook``. Only the values
-that come out differ, and those are put together in the packages' files.
+The packages write them much alike; only the values that come out differ, and those are put together in their files.
 
-The originals add a straight-through estimator to the code before they project it, which rounds it once; the operators
+DAC and SNAC add a straight-through estimator to the code before they project it, which rounds it once; the operators
 project the code itself.
 """
 
@@ -25,6 +24,14 @@ from .adapter import Adapter, Unsupported, traced
 _weights: DerivedCache[tuple[Tensor, ...]] = DerivedCache()
 
 
+class Part(NamedTuple):
+    """A level as the package wrote it; projections are linear layers or 1x1 convolutions."""
+
+    codebook: Tensor  # [K, dim]
+    into: nn.Module
+    out: nn.Module
+
+
 class Encoded(NamedTuple):
     """What an encoding pass knows."""
 
@@ -35,58 +42,62 @@ class Encoded(NamedTuple):
 
 
 class Projected(Adapter):
-    """``_encode`` and ``_decode`` on ``self.quantizers``."""
+    """``_encode`` and ``_decode`` on the levels that ``_parts`` finds in the module."""
 
-    @classmethod
-    def check(cls, module) -> str:
-        levels = list(module.quantizers)
-        for level in levels:
-            for conv in (level.in_proj, level.out_proj):
-                if not isinstance(conv, nn.Conv1d) or conv.kernel_size != (1,) or conv.groups != 1 or conv.bias is None:
-                    raise Unsupported(f"a projection is not a 1x1 convolution: {conv}")
-            if type(level.codebook) is not nn.Embedding or level.codebook.max_norm is not None:
-                raise Unsupported(f"a codebook is not a plain embedding: {level.codebook}")
-        sizes = sorted({tuple(level.codebook.weight.shape) for level in levels})
-        if len(sizes) != 1:
-            raise Unsupported(f"its codebooks differ in size: {sizes}")
-        (size, dim), channels = sizes[0], levels[0].in_proj.in_channels
-        strides = cls._strides(module)
-        pooled = f", strides {' '.join(map(str, strides))}" if max(strides) > 1 else ""
-        return f"{len(levels)} x {size} codes, cosine in {dim} of {channels} channels{pooled}"
+    _metric = "cosine"
+
+    def _parts(self) -> list[Part]:
+        return [Part(level.codebook.weight, level.in_proj, level.out_proj) for level in self.quantizers]
 
     def _strides(self) -> list[int]:
         return [1] * len(self.quantizers)
 
-    def _prepare(self, strides: Sequence[int], *inputs: Tensor) -> ProjectedLevels | None:
-        """The first levels as data; None where a gradient is asked for, or they cannot be remembered."""
-        modules = list(self.quantizers)
-        convolutions = [conv for level in modules for conv in (level.in_proj, level.out_proj)]
-        sources = [level.codebook.weight for level in modules]
-        for conv in convolutions:
-            sources += _parameters(conv)
-        grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *sources))
-        if grad or traced() or any(source.is_inference() for source in sources):
+    @classmethod
+    def check(cls, module) -> str:
+        parts = cls._parts(module)
+        for projection in (projection for part in parts for projection in part[1:]):
+            linear = isinstance(projection, nn.Linear)
+            pointwise = isinstance(projection, nn.Conv1d) and projection.kernel_size == (1,) and projection.groups == 1
+            if not (linear or pointwise) or projection.bias is None:
+                raise Unsupported(f"a projection is not a 1x1 convolution or linear layer with a bias: {projection}")
+        sizes = sorted({tuple(part.codebook.shape) for part in parts})
+        if len(sizes) != 1:
+            raise Unsupported(f"its codebooks differ in size: {sizes}")
+        (size, dim), channels, strides = sizes[0], parts[0].into.weight.shape[1], cls._strides(module)
+        pooled = f", strides {' '.join(map(str, strides))}" if max(strides) > 1 else ""
+        return f"{len(parts)} x {size} codes, {cls._metric} in {dim} of {channels} channels{pooled}"
+
+    def _prepare(self, strides: Sequence[int], grad: bool, *inputs: Tensor) -> ProjectedLevels | None:
+        """The first levels as data; None where they cannot be remembered or, with ``grad``, a gradient is asked for."""
+        parts = self._parts()
+        sources = [part.codebook for part in parts]
+        for part in parts:
+            sources += _parameters(part.into) + _parameters(part.out)
+        if grad and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *sources)):
+            return None
+        if traced() or any(source.is_inference() for source in sources):
             return None
 
         def build() -> tuple[Tensor, ...]:
             with torch.inference_mode(False), torch.no_grad():  # made in inference mode, it would have no version
                 return (
-                    torch.stack([level.codebook.weight for level in modules]),
-                    torch.stack([_weight(level.in_proj) for level in modules]),
-                    torch.stack([level.in_proj.bias for level in modules]),
-                    torch.stack([_weight(level.out_proj) for level in modules]),
-                    torch.stack([level.out_proj.bias for level in modules]),
+                    torch.stack([part.codebook for part in parts]),
+                    torch.stack([_weight(part.into) for part in parts]),
+                    torch.stack([part.into.bias for part in parts]),
+                    torch.stack([_weight(part.out) for part in parts]),
+                    torch.stack([part.out.bias for part in parts]),
                 )
 
-        return ProjectedLevels(*_weights.get(sources, build), strides)
+        return ProjectedLevels(*_weights.get(sources, build), strides, self._metric)
 
     @torch.compiler.disable
-    def _encode(self, z: Tensor, count: int) -> Encoded | None:
-        """``z[B, channels, T]`` by the first ``count`` levels; None where the original must run."""
+    def _encode(self, z: Tensor, count: int, grad: bool = True) -> Encoded | None:
+        """``z[B, channels, T]`` by the first ``count`` levels; None where the original must run, as it must, with
+        ``grad``, where a gradient is asked for."""
         strides = self._strides()[:count]
         if z.dim() != 3 or 0 in z.shape or count < 1 or any(z.shape[2] % stride for stride in strides):
             return None
-        levels = self._prepare(strides, z)
+        levels = self._prepare(strides, grad, z)
         if levels is None or z.shape[1] != levels.channels:
             return None
         if (backend := self._choose("msrq_encode_projected", levels.codebooks, z)) is None:
@@ -105,7 +116,7 @@ class Projected(Adapter):
             return None
         if any(length % stride for stride in strides) or sum(length // n for n in strides) != codes.shape[1]:
             return None
-        levels = self._prepare(strides)
+        levels = self._prepare(strides, True)
         if levels is None or (backend := self._choose("msrq_decode_projected", levels.codebooks)) is None:
             return None
         low, high = codes.aminmax()
@@ -128,15 +139,16 @@ def code_rows(codes: Tensor, levels: ProjectedLevels) -> Tensor:
     return rows.permute(0, 1, 3, 2).flatten(1, 2)
 
 
-def _parameters(conv: nn.Conv1d) -> list[Tensor]:
-    """Of the convolution as it is, with weight norm of the old kind, or parametrized."""
-    nested = conv._modules.get("parametrizations")
-    return [*conv._parameters.values(), *(nested["weight"]._parameters.values() if nested is not None else ())]
+def _parameters(projection: nn.Module) -> list[Tensor]:
+    """Of the projection as it is, with weight norm of the old kind, or parametrized."""
+    nested = projection._modules.get("parametrizations")
+    return [*projection._parameters.values(), *(nested["weight"]._parameters.values() if nested is not None else ())]
 
 
-def _weight(conv: nn.Conv1d) -> Tensor:
+def _weight(projection: nn.Module) -> Tensor:
     """``[out, in]``, as the next forward pass would see it: weight norm of the old kind computes it in a hook."""
-    for hook in conv._forward_pre_hooks.values():
+    weight = projection.weight
+    for hook in projection._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm) and hook.name == "weight":
-            return hook.compute_weight(conv)[..., 0]
-    return conv.weight[..., 0]
+            weight = hook.compute_weight(projection)
+    return weight.flatten(1)

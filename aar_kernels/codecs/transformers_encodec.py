@@ -1,4 +1,4 @@
-"""`transformers`: EnCodec, X-Codec and Higgs Audio (plain residual quantization)."""
+"""`transformers`: EnCodec and X-Codec (plain residual quantization)."""
 
 from __future__ import annotations
 

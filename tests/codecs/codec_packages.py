@@ -20,6 +20,7 @@ STAND_INS = {
     "encodec": ("torchaudio",),
     "dac": ("audiotools", "audiotools.ml", "argbind"),
     "moshi": ("sentencepiece", "sphn"),
+    "transformers.models.higgs_audio_v2_tokenizer": ("torchaudio",),
 }
 
 
@@ -36,9 +37,10 @@ def load(name: str):
     if importlib.util.find_spec(package) is None:
         why = "; it is not in the test extra, for it requires another torch or torchaudio: pip install --no-deps"
         pytest.skip(f"{package} is not installed{why if package in STAND_INS else ''}")
-    if package in sys.modules:
-        return importlib.import_module(name)
-    missing = [other for other in STAND_INS.get(package, ()) if not _importable(other)]
+    if name in sys.modules:
+        return sys.modules[name]
+    wanted = [other for key, others in STAND_INS.items() if f"{name}.".startswith(f"{key}.") for other in others]
+    missing = [other for other in wanted if not _importable(other)]
     stand_ins = {other: _stand_in(other) for other in missing}
     if "audiotools.ml" in stand_ins:
         stand_ins["audiotools"].ml = stand_ins["audiotools.ml"]

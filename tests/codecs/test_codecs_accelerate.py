@@ -327,6 +327,12 @@ def test_another_version_of_a_package(monkeypatch):
     assert "embed" in report.left[0].reason
 
 
+def test_report_of_a_model_elsewhere():
+    """The operators have not been measured on GPUs: there they run where they are asked for."""
+    assert "on meta the operators run only if" in str(ak.accelerate(hf_encodec().to("meta")))
+    assert "run only if" not in str(ak.accelerate(hf_encodec().to("meta"), backend="triton"))
+
+
 def test_nothing_to_do():
     assert str(ak.accelerate(nn.Linear(2, 2))) == "no quantizer found"
 
