@@ -85,17 +85,18 @@ def accelerate(model: nn.Module, *, backend: str | None = None) -> Report:
         raise ValueError(f"unknown backend {backend!r}; one of {', '.join(dispatch.BACKENDS)}")
     replaced, left, devices = [], [], set()
     for path, module, adapter in _known(model):
-        original = original_class(module)
+        before, original = type(module), original_class(module)
         name = f"{original.__module__.partition('.')[0]}.{original.__qualname__}"
         try:
             if _name(original) not in ADAPTERS:
                 raise Unsupported(f"a subclass of {adapter.__name__}, which may mean something else")
             check_signatures(adapter, original)
-            levels = adapter.check(module)
+            module.__class__ = adapted(original, adapter, backend)
+            levels = module._check()
         except (Unsupported, AttributeError) as reason:  # an attribute that this version of the package has not
+            module.__class__ = before
             left.append(Entry(path, name, reason=str(reason)))
             continue
-        module.__class__ = adapted(original, adapter, backend)
         replaced.append(Entry(path, name, levels))
         devices |= {tensor.device.type for tensor in module.buffers()} | {p.device.type for p in module.parameters()}
     known = [entry.path for entry in (*replaced, *left)]

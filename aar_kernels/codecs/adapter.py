@@ -28,8 +28,7 @@ class Adapter:
     _aar_original: type
     _aar_backend: str | None
 
-    @classmethod
-    def check(cls, module: torch.nn.Module) -> str:
+    def _check(self) -> str:
         """What the module computes, for the report. Raises `Unsupported` if it is not what this adapter replaces."""
         raise NotImplementedError
 

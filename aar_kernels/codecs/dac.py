@@ -19,8 +19,8 @@ class DacQuantizer(Projected):
         return decoded(encoded, z.shape[-1]), codes, encoded.latents, error.unflatten(1, (count, -1)).mean(dim=(2, 3))
 
     def _from_codes(self, codes):
-        batch, count, length = codes.shape
-        if (result := self._decode(codes.flatten(1), count, length)) is None:
+        result = self._decode(codes.flatten(1), *codes.shape[1:]) if codes.dim() == 3 else None
+        if result is None:
             return None
         levels, quantized = result
         return quantized, code_rows(codes, levels), codes

@@ -9,20 +9,28 @@ from .adapter import Unsupported
 from .plain import PlainResidual
 
 
-class EncodecQuantizer(PlainResidual):
-    """``encode(x[B, D, T], n_q) -> [n, B, T]``, ``decode(codes[n, B, T]) -> [B, D, T]``, and ``forward`` in eval mode.
+class CoreQuantizer(PlainResidual):
+    """What `encodec` and its descendant `moshi` share: ``encode(x[B, D, T], n_q) -> [n, B, T]`` and its inverse."""
 
-    Training (k-means, moving averages, dead codes) is the original's.
-    """
+    def _check(self) -> str:
+        if any(not isinstance(layer.project_in, nn.Identity) for layer in self.layers):
+            raise Unsupported("each level has projections of its own")
+        return super()._check()
+
+    def _decode_levels(self, codes: Tensor) -> Tensor | None:
+        known = codes.dim() == 3 and len(codes) <= len(self.layers)
+        return self._decode(codes.transpose(0, 1)) if known else None
+
+    def encode(self, x, n_q=None):
+        codes = self._encode(x, min(n_q or len(self.layers), len(self.layers)))
+        return super().encode(x, n_q) if codes is None else codes.transpose(0, 1).contiguous()
+
+
+class EncodecQuantizer(CoreQuantizer):
+    """Also ``forward`` in eval mode. Training (k-means, moving averages, dead codes) is the original's."""
 
     def _sources(self) -> list[Tensor]:
         return [layer._codebook.embed for layer in self.layers]
-
-    @classmethod
-    def check(cls, module) -> str:
-        if any(not isinstance(layer.project_in, nn.Identity) for layer in module.layers):
-            raise Unsupported("each level has projections of its own")
-        return super().check(module)
 
     def forward(self, x, n_q=None):
         count = min(n_q or len(self.layers), len(self.layers))
@@ -34,13 +42,8 @@ class EncodecQuantizer(PlainResidual):
             return super().forward(x, n_q)
         return out, codes.transpose(0, 1).contiguous(), torch.zeros(count, 1, device=x.device)
 
-    def encode(self, x, n_q=None):
-        codes = self._encode(x, min(n_q or len(self.layers), len(self.layers)))
-        return super().encode(x, n_q) if codes is None else codes.transpose(0, 1).contiguous()
-
     def decode(self, q_indices):
-        known = q_indices.dim() == 3 and len(q_indices) <= len(self.layers)
-        out = self._decode(q_indices.transpose(0, 1)) if known else None
+        out = self._decode_levels(q_indices)
         return super().decode(q_indices) if out is None else out
 
 

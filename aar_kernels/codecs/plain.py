@@ -27,14 +27,13 @@ class PlainResidual(Adapter):
         """``[levels, K, D]``, or ``[1, K, D]`` for one codebook that all levels share."""
         return torch.stack(list(sources))
 
-    @classmethod
-    def check(cls, module) -> str:
-        sources = cls._sources(module)
+    def _check(self) -> str:
+        sources = self._sources()
         sizes = {tuple(tensor.shape) for tensor in sources if tensor.dim() == sources[0].dim()}
         if len(sizes) != 1:
             raise Unsupported(f"its codebooks differ in size: {sorted(sizes)}")
         with torch.no_grad():
-            books, size, dim = cls._stack(module, [tensor.to("meta") for tensor in sources]).shape
+            books, size, dim = self._stack([tensor.to("meta") for tensor in sources]).shape
         return f"{books} x {size} codes of {dim} channels, euclidean"
 
     def _levels(self, count: int, length: int) -> Levels | None:
@@ -76,3 +75,22 @@ class PlainResidual(Adapter):
         if low < least or high >= levels.codebook_size or codes.device != levels.codebooks.device:
             return None
         return quantization.decode(codes.flatten(1).long(), levels, backend=backend)
+
+
+class AveragedResidual(PlainResidual):
+    """The same, of packages that keep codebooks as averages: ``sums / clamp(hits)``.
+
+    They compute a codebook once and keep it, whatever happens to the averages afterwards; this follows them.
+    """
+
+    def _averages(self) -> tuple[list[Tensor], list[Tensor], float]:
+        """Each level's sums ``[K, D]`` and hits ``[K]``, and the least number of hits to divide by."""
+        raise NotImplementedError
+
+    def _sources(self) -> list[Tensor]:
+        sums, hits, _ = self._averages()
+        return sums + hits
+
+    def _stack(self, sources: Sequence[Tensor]) -> Tensor:
+        count, (*_, least) = len(sources) // 2, self._averages()
+        return torch.stack(list(sources[:count])) / torch.stack(list(sources[count:])).clamp(min=least)[..., None]

@@ -52,9 +52,8 @@ class Projected(Adapter):
     def _strides(self) -> list[int]:
         return [1] * len(self.quantizers)
 
-    @classmethod
-    def check(cls, module) -> str:
-        parts = cls._parts(module)
+    def _check(self) -> str:
+        parts = self._parts()
         for projection in (projection for part in parts for projection in part[1:]):
             linear = isinstance(projection, nn.Linear)
             pointwise = isinstance(projection, nn.Conv1d) and projection.kernel_size == (1,) and projection.groups == 1
@@ -63,9 +62,9 @@ class Projected(Adapter):
         sizes = sorted({tuple(part.codebook.shape) for part in parts})
         if len(sizes) != 1:
             raise Unsupported(f"its codebooks differ in size: {sizes}")
-        (size, dim), channels, strides = sizes[0], parts[0].into.weight.shape[1], cls._strides(module)
+        (size, dim), channels, strides = sizes[0], parts[0].into.weight.shape[1], self._strides()
         pooled = f", strides {' '.join(map(str, strides))}" if max(strides) > 1 else ""
-        return f"{len(parts)} x {size} codes, {cls._metric} in {dim} of {channels} channels{pooled}"
+        return f"{len(parts)} x {size} codes, {self._metric} in {dim} of {channels} channels{pooled}"
 
     def _prepare(self, strides: Sequence[int], grad: bool, *inputs: Tensor) -> ProjectedLevels | None:
         """The first levels as data; None where they cannot be remembered or, with ``grad``, a gradient is asked for."""

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
-from .plain import PlainResidual
+from .plain import AveragedResidual
 
 
-class MimiQuantizer(PlainResidual):
-    """``encode(embeddings[B, C, T], num_quantizers) -> [n, B, T]``, ``decode(codes[B, n, T]) -> [B, C, T]``.
+class MimiQuantizer(AveragedResidual):
+    """``encode(embeddings[B, C, T], num_quantizers) -> [n, B, T]``, ``decode(codes[B, n, T]) -> [B, C, T]``."""
 
-    A codebook is ``embed_sum / clamp(cluster_usage)``. The original keeps the first one that it computes, whatever
-    happens to the weights afterwards; this follows them.
-    """
-
-    def _sources(self) -> list[Tensor]:
+    def _averages(self):
         books = [layer.codebook for layer in self.layers]
-        return [book.embed_sum for book in books] + [book.cluster_usage for book in books]
-
-    def _stack(self, sources: Sequence[Tensor]) -> Tensor:
-        count, epsilon = len(self.layers), self.layers[0].codebook.epsilon
-        return torch.stack(list(sources[:count])) / torch.stack(list(sources[count:])).clamp(min=epsilon)[..., None]
+        return [book.embed_sum for book in books], [book.cluster_usage for book in books], books[0].epsilon
 
     def encode(self, embeddings, num_quantizers=None):
         count = self.num_quantizers if num_quantizers is None else min(num_quantizers, self.num_quantizers)

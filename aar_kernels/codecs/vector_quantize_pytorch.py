@@ -28,18 +28,17 @@ class ResidualVQ(PlainResidual):
     def _stack(self, sources: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(sources))
 
-    @classmethod
-    def check(cls, module) -> str:
+    def _check(self) -> str:
         options = {
-            "implicit neural codebooks": module.implicit_neural_codebook, "image maps": module.accept_image_fmap,
-            "beam search": module.beam_size is not None, "DiVeQ": module.diveq,
-            "cosine similarity": any(layer.use_cosine_sim for layer in module.layers),
-            "affine parameters": any(layer._codebook.affine_param for layer in module.layers),
-            "a bridge": any(layer._codebook.vq_bridge is not None for layer in module.layers),
+            "implicit neural codebooks": self.implicit_neural_codebook, "image maps": self.accept_image_fmap,
+            "beam search": self.beam_size is not None, "DiVeQ": self.diveq,
+            "cosine similarity": any(layer.use_cosine_sim for layer in self.layers),
+            "affine parameters": any(layer._codebook.affine_param for layer in self.layers),
+            "a bridge": any(layer._codebook.vq_bridge is not None for layer in self.layers),
         }  # fmt: skip
         if used := [name for name, value in options.items() if value]:
             raise Unsupported(f"it uses {', '.join(used)}")
-        return super().check(module)
+        return super()._check()
 
     def forward(
         self, x, mask=None, indices=None, return_all_codes=False, sample_codebook_temp=None, freeze_codebook=False,
@@ -70,14 +69,13 @@ class HierarchicalVQ(Adapter):
     Its phi is ``u + ratio (conv(u) - u)``, which is that of `aar_kernels.quantization.Levels` with another convolution.
     """
 
-    @classmethod
-    def check(cls, module) -> str:
-        if module.spatial_dims != 1:
-            raise Unsupported(f"it has {module.spatial_dims} spatial dimensions")
-        if len(set(module.codebook_sizes)) != 1:
-            raise Unsupported(f"its codebooks differ in size: {sorted(set(module.codebook_sizes))}")
-        lengths = " ".join(str(n) for (n,) in module.level_shapes)
-        return f"{module.codebook_sizes[0]} codes of {module.dim} channels at {lengths} tokens, euclidean"
+    def _check(self) -> str:
+        if self.spatial_dims != 1:
+            raise Unsupported(f"it has {self.spatial_dims} spatial dimensions")
+        if len(set(self.codebook_sizes)) != 1:
+            raise Unsupported(f"its codebooks differ in size: {sorted(set(self.codebook_sizes))}")
+        lengths = " ".join(str(n) for (n,) in self.level_shapes)
+        return f"{self.codebook_sizes[0]} codes of {self.dim} channels at {lengths} tokens, euclidean"
 
     def _prepare(self) -> Levels | None:
         """The quantizer as data; None where a gradient is asked for, or it cannot be remembered."""
