@@ -66,6 +66,11 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = previous
 
 
+def forced() -> str | None:
+    """The backend that `use_backend` or ``AAR_KERNELS_BACKEND`` asks for."""
+    return _forced
+
+
 def select(
     operator: str, *tensors: torch.Tensor | None, backend: str | None = None, needs_grad: bool = False,
     dim: int | None = None,

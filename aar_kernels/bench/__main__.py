@@ -14,7 +14,7 @@ import torch
 
 from .measure import Case, Variant, graphed, interleaved, machine, peak_bandwidth, peak_gflops, peak_memory
 
-BENCHMARKS = ("quantization", "attention", "modulation", "sampling", "linear")
+BENCHMARKS = ("quantization", "attention", "modulation", "sampling", "linear", "codecs")
 
 
 def main(argv: list[str] | None = None) -> int:

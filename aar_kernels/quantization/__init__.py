@@ -4,16 +4,29 @@ The trail of the operator: `reference` (the mathematics), `levels` (a quantizer 
 `ops` (schemas and autograd), `native` and `triton` (backends), `module` (the nn.Module).
 """
 
-from .api import decode, decode_scales, encode, next_scale_inputs, quantize, step, update
-from .levels import Levels, phi_sharing_index
+from .api import (
+    decode,
+    decode_projected,
+    decode_scales,
+    encode,
+    encode_projected,
+    next_scale_inputs,
+    quantize,
+    step,
+    update,
+)
+from .levels import Levels, ProjectedLevels, phi_sharing_index
 from .module import MultiScaleResidualQuantizer
 
 __all__ = [
     "Levels",
     "MultiScaleResidualQuantizer",
+    "ProjectedLevels",
     "decode",
+    "decode_projected",
     "decode_scales",
     "encode",
+    "encode_projected",
     "next_scale_inputs",
     "phi_sharing_index",
     "quantize",

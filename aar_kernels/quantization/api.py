@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import dispatch
 from . import ops, reference
-from .levels import Levels
+from .levels import Levels, ProjectedLevels
 
 
 def encode(x: Tensor, levels: Levels, *, mask: Tensor | None = None, backend: str | None = None) -> Tensor:
@@ -94,6 +94,8 @@ def quantize(
     """
     if straight_through not in ("per_scale", "once"):
         raise ValueError(f'straight_through must be "per_scale" or "once", got {straight_through!r}')
+    if levels.codebooks.shape[0] not in (1, levels.schedule.num_scales):
+        raise ValueError("training needs a level for each of the codebooks")
     rows, per_scale = _rows(x, levels, mask), straight_through == "per_scale"
     if samples is not None and (samples.shape != levels.codebooks.shape[:2] or samples.dtype != torch.int64):
         shape = list(levels.codebooks.shape[:2])
@@ -138,6 +140,36 @@ def update(
         ops.call("update", *arguments, name)
 
 
+@torch.no_grad()
+def encode_projected(x: Tensor, levels: ProjectedLevels, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """Codes of ``x[B, channels, T]`` by a factorised quantizer. Not differentiable.
+
+    Returns:
+        codes ``[B, sum(T / strides)]`` int64, level after level, and what each level projected the residual to, before
+        averaging: ``[B, levels * dim, T]``.
+    """
+    weights = levels.arguments()
+    if x.dim() != 3 or x.shape[1] != levels.channels or not x.dtype.is_floating_point:
+        raise ValueError(f"x must be floating point [batch, {levels.channels}, T], got {x.dtype} {list(x.shape)}")
+    levels.lengths(x.shape[2])
+    x = x.to(levels.codebooks.dtype)
+    chosen = dispatch.select("msrq_encode_projected", x, levels.codebooks, backend=backend)
+    return _call("encode_projected", chosen, (x, *weights))
+
+
+def decode_projected(codes: Tensor, levels: ProjectedLevels, *, length: int, backend: str | None = None) -> Tensor:
+    """Sum of the levels' contributions, ``[B, channels, length]``. Differentiable by codebooks and projections."""
+    arguments = (codes, *levels.arguments(), length)
+    _check_codes(codes, sum(levels.lengths(length)))
+    grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in levels.weights)
+    chosen = dispatch.select("msrq_decode_projected", levels.codebooks, codes, backend=backend, needs_grad=grad)
+    return _call("decode_projected", chosen, arguments)
+
+
+def _call(name: str, backend: str, arguments: tuple):
+    return getattr(reference, name)(*arguments) if backend == "reference" else ops.call(name, *arguments, backend)
+
+
 def _run(name: str, backend: str | None, tensors: tuple, levels: Levels, *extra: int):
     grad = torch.is_grad_enabled() and any(w.requires_grad for w in (*levels.weights, *tensors[:1]))
     grad = grad and name != "encode"
@@ -145,9 +177,7 @@ def _run(name: str, backend: str | None, tensors: tuple, levels: Levels, *extra:
     chosen = dispatch.select(
         f"msrq_{name}", levels.codebooks, *tensors, backend=backend, needs_grad=grad, dim=levels.latent_dim
     )
-    if chosen == "reference":
-        return getattr(reference, name)(*arguments)
-    return ops.call(name, *arguments, chosen)
+    return _call(name, chosen, arguments)
 
 
 def _rows(x: Tensor, levels: Levels, mask: Tensor | None) -> Tensor:

@@ -22,3 +22,16 @@ def fold(phi_weights: Sequence[Tensor], phi_biases: Sequence[Tensor]) -> tuple[T
         out[margin : taps - margin] = 0.5 * weight.permute(2, 0, 1)
     folded[:, taps // 2] += 0.5 * torch.eye(dim, dtype=folded.dtype, device=folded.device)
     return folded, 0.5 * torch.stack(list(phi_biases))
+
+
+def later_rows(codebooks: Tensor, weight_in: Tensor, weight_out: Tensor, bias_out: Tensor) -> Tensor:
+    """What each code of a factorised quantizer takes from what later levels will project: ``[S, K, S * dim]``.
+
+    Level ``j`` projects a residual from which level ``s`` took ``weight_out[s] @ e + bias_out[s]``, so it sees
+    ``weight_in[j] @ (weight_out[s] @ e + bias_out[s])`` less. Zero for the levels up to ``s``.
+    """
+    levels, _, dim = codebooks.shape
+    into = weight_in.double().flatten(0, 1)
+    rows = codebooks.double() @ (into @ weight_out.double()).mT + (bias_out.double() @ into.mT)[:, None]
+    later = torch.arange(levels * dim, device=rows.device) // dim > torch.arange(levels, device=rows.device)[:, None]
+    return (rows * later[:, None]).to(codebooks.dtype)

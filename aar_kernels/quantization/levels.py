@@ -25,7 +25,8 @@ class Levels:
 
     Args:
         schedule: tokens per level.
-        codebooks: ``[S, K, latent]``, or ``[1, K, latent]`` for one codebook that all levels share.
+        codebooks: ``[S, K, latent]``, or ``[1, K, latent]`` for one codebook that all levels share. There may be more
+            than ``S`` of them: a schedule of fewer levels uses the first ones, and what was packed serves both.
         phi_weights, phi_biases: the distinct kernels of phi(u) = (u + conv1d(u)) / 2, each ``[latent, latent, k]``
             with odd ``k`` and ``[latent]``. Zero padding of ``k // 2``.
         phi_index: which of them each level uses; ``S`` numbers.
@@ -74,8 +75,8 @@ class Levels:
 
     def _check(self) -> None:
         scales, latent = self.schedule.num_scales, self.codebooks.shape[-1]
-        if self.codebooks.dim() != 3 or self.codebooks.shape[0] not in (1, scales) or 0 in self.codebooks.shape:
-            shape = list(self.codebooks.shape)
+        shape = list(self.codebooks.shape)
+        if len(shape) != 3 or 1 < shape[0] < scales or 0 in shape:
             raise ValueError(f"codebooks must be [{scales} or 1, codes, latent], got {shape}")
         if self.metric not in METRICS:
             raise ValueError(f"metric must be one of {METRICS}, got {self.metric!r}")
@@ -93,6 +94,70 @@ class Levels:
         for weight in self.weights:
             if weight.dtype != self.codebooks.dtype or not weight.dtype.is_floating_point:
                 raise ValueError(f"codebooks and phi must share one floating dtype, got {weight.dtype}")
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectedLevels:
+    """The levels of a factorised residual quantizer (DAC, SNAC) over a sequence ``[batch, channels, T]``.
+
+    Level ``s`` projects the residual to ``dim`` channels, averages ``strides[s]`` frames at a time, replaces each by
+    the nearest code, projects that back, repeats it ``strides[s]`` times, and subtracts. ``T`` must be a multiple of
+    every stride. With fewer strides than codebooks the first levels are used.
+
+    Args:
+        codebooks: ``[S, K, dim]``.
+        weight_in, bias_in: ``[S, dim, channels]`` and ``[S, dim]``.
+        weight_out, bias_out: ``[S, channels, dim]`` and ``[S, channels]``.
+        strides: of each level.
+        metric: as in `Levels`.
+    """
+
+    codebooks: Tensor
+    weight_in: Tensor
+    bias_in: Tensor
+    weight_out: Tensor
+    bias_out: Tensor
+    strides: Sequence[int]
+    metric: str = "cosine"
+
+    @property
+    def codebook_size(self) -> int:
+        return self.codebooks.shape[1]
+
+    @property
+    def channels(self) -> int:
+        return self.weight_in.shape[2]
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        return [self.codebooks, self.weight_in, self.bias_in, self.weight_out, self.bias_out]
+
+    def lengths(self, length: int) -> list[int]:
+        """Tokens of each level for a sequence of ``length``.
+
+        Raises:
+            ValueError: a stride that does not divide it.
+        """
+        if length < 1 or any(length % stride for stride in self.strides):
+            raise ValueError(f"the length must be a multiple of the strides {tuple(self.strides)}, got {length}")
+        return [length // stride for stride in self.strides]
+
+    def arguments(self) -> tuple:
+        """The flat form in which the operators take the levels. Raises ValueError for what does not fit together."""
+        if self.codebooks.dim() != 3 or 0 in self.codebooks.shape or self.weight_in.dim() != 3:
+            raise ValueError("codebooks must be [levels, codes, dim] and weight_in [levels, dim, channels]")
+        (books, _, dim), channels = self.codebooks.shape, self.weight_in.shape[2]
+        shapes = ((books, dim, channels), (books, dim), (books, channels, dim), (books, channels))
+        if any(weight.shape != shape for weight, shape in zip(self.weights[1:], shapes, strict=True)):
+            found = [list(weight.shape) for weight in self.weights[1:]]
+            raise ValueError(f"the projections must be {[list(shape) for shape in shapes]}, got {found}")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {METRICS}, got {self.metric!r}")
+        if not 0 < len(self.strides) <= books or min(self.strides) < 1:
+            raise ValueError(f"strides must be up to {books} positive numbers, got {tuple(self.strides)}")
+        if any(w.dtype != self.codebooks.dtype or not w.dtype.is_floating_point for w in self.weights):
+            raise ValueError("codebooks and projections must share one floating dtype")
+        return (*self.weights, list(self.strides), self.metric)
 
 
 def phi_sharing_index(num_kernels: int, num_scales: int) -> tuple[int, ...]:

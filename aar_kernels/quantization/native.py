@@ -19,7 +19,7 @@ from torch import Tensor
 from .._library import library
 from ..cache import DerivedCache
 from . import native_cuda
-from .common import fold
+from .common import fold, later_rows
 
 # Above this many bytes the rows of the codes in use are computed at each call instead of being tabulated.
 TABLE_LIMIT = 512 * 2**20
@@ -41,11 +41,6 @@ def unsupported(problem) -> str | None:
     return None
 
 
-class _Prepared(NamedTuple):
-    packed: list[Tensor]
-    action: _Action
-
-
 class _Action(NamedTuple):
     """The arguments that tell the kernels what a code does to the sequence."""
 
@@ -57,13 +52,15 @@ class _Action(NamedTuple):
     taps: int
 
 
-_cache: DerivedCache[_Prepared] = DerivedCache()
+_packed_codebooks: DerivedCache[list[Tensor]] = DerivedCache()
+_actions: DerivedCache[_Action] = DerivedCache()
+_projected: DerivedCache[tuple[Tensor, ...]] = DerivedCache()
 
 
 def encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> Tensor:
     if codebooks.is_cuda:
         return native_cuda.encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
-    packed, action = _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    packed, action = _packed(codebooks, metric), _action(codebooks, phi_weights, phi_biases, lengths, phi_index)
     return torch.ops.aar_native.msrq_encode(
         x.contiguous(), _contiguous(mask), codebooks.contiguous(), lengths, metric == "cosine", packed, *action
     )
@@ -139,11 +136,39 @@ def update(codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_
     torch.autograd.graph.increment_version((codebooks, cluster_size, embed_avg))
 
 
+def encode_projected(
+    x, codebooks, weight_in, bias_in, weight_out, bias_out, strides, metric
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    table, weight, bias = _projected.get(
+        [codebooks, weight_in, bias_in, weight_out, bias_out],
+        lambda: (later_rows(codebooks, weight_in, weight_out, bias_out), weight_in.flatten(0, 1).contiguous(),
+                 bias_in.flatten().contiguous()),
+    )  # fmt: skip
+    state = torch.ops.aar_native.msrq_project(x.contiguous(), weight, bias).mT.contiguous()
+    codes, rest = torch.ops.aar_native.msrq_encode_projected(
+        state, codebooks.contiguous(), [x.shape[2] // stride for stride in strides], metric == "cosine",
+        _packed(codebooks, metric), table,
+    )  # fmt: skip
+    # No level changes its own channels, or those of the levels before it: they are as it saw them.
+    return codes, rest[..., : len(strides) * codebooks.shape[2]].mT.contiguous()
+
+
+def decode_projected(codes, codebooks, weight_in, bias_in, weight_out, bias_out, strides, metric, length) -> Tensor:
+    count = len(strides)
+    weight, bias = _projected.get(
+        [weight_out, bias_out],
+        lambda: (weight_out[:count].permute(1, 0, 2).flatten(1).contiguous(), bias_out[:count].sum(0)), count,
+    )  # fmt: skip
+    lengths = [length // stride for stride in strides]
+    rows = torch.ops.aar_native.msrq_gather(codes.contiguous(), codebooks.contiguous(), lengths, length)
+    return torch.ops.aar_native.msrq_project(rows, weight, bias)
+
+
 def _decode(
     codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, each=None, pooled=None
 ) -> None:
     """Add the codes of scales ``scales[0]`` to ``scales[1]`` to f_hat, and fill what else is given."""
-    _, action = _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    action = _action(codebooks, phi_weights, phi_biases, lengths, phi_index)
     torch.ops.aar_native.msrq_decode(
         codes.contiguous(), codebooks.contiguous(), lengths, *action, *scales, f_hat, each, pooled
     )
@@ -164,8 +189,6 @@ def _folded(phi_weights: Sequence[Tensor], phi_biases: Sequence[Tensor], phi_ind
 def _tabulated(codebooks, phi_weights, phi_biases, lengths, phi_index) -> _Action:
     """Phi's rows of every code in a table, unless it would be too large."""
     action = _folded(phi_weights, phi_biases, phi_index)
-    if action.folded is None:
-        return action
     of_scale = [(s if len(codebooks) > 1 else 0, phi_index[s]) for s in range(len(lengths))]
     pairs = list(dict.fromkeys(of_scale))  # one table for each codebook and kernel that meet
     shape = (len(pairs), codebooks.shape[1], action.taps, codebooks.shape[2])
@@ -177,11 +200,16 @@ def _tabulated(codebooks, phi_weights, phi_biases, lengths, phi_index) -> _Actio
     return action._replace(table=table, table_of=[pairs.index(pair) for pair in of_scale])
 
 
-def _prepare(codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> _Prepared:
-    """The weights in the form that inference reads, remembered until one of them changes."""
+def _packed(codebooks: Tensor, metric: str) -> list[Tensor]:
+    """The codebooks in the form that the search reads, remembered until they change."""
+    pack = torch.ops.aar_native.msrq_pack
+    return _packed_codebooks.get([codebooks], lambda: pack(codebooks.contiguous(), metric == "cosine"), metric)
 
-    def build() -> _Prepared:
-        packed = torch.ops.aar_native.msrq_pack(codebooks.contiguous(), metric == "cosine")
-        return _Prepared(packed, _tabulated(codebooks, phi_weights, phi_biases, lengths, phi_index))
 
-    return _cache.get([codebooks, *phi_weights, *phi_biases], build, metric, len(lengths), *phi_index)
+def _action(codebooks, phi_weights, phi_biases, lengths, phi_index) -> _Action:
+    """What codes do to the sequence at inference, remembered until a weight changes."""
+    if not phi_weights:
+        return _folded((), (), ())
+    weights = [codebooks, *phi_weights, *phi_biases]
+    levels = codebooks, phi_weights, phi_biases, lengths, phi_index
+    return _actions.get(weights, lambda: _tabulated(*levels), len(lengths), *phi_index)

@@ -1,7 +1,8 @@
 """Operator schemas, fake implementations and autograd of multi-scale residual quantization. PyTorch only.
 
-The first arguments after the data are `Levels.arguments()`; the last is the name of the backend module that runs the
-call (`native`, `triton`). The reference is plain differentiable PyTorch and needs no operator.
+The first arguments after the data are `Levels.arguments()`, or those of `ProjectedLevels`; the last is the name of the
+backend module that runs the call (`native`, `triton`). The reference is plain differentiable PyTorch and needs no
+operator.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from torch import Tensor
 
 from .. import dispatch
 
-OPERATORS = ("encode", "decode", "decode_scales", "next_scale_inputs", "step", "quantize", "update")
+OPERATORS = (
+    "encode", "decode", "decode_scales", "next_scale_inputs", "step", "quantize", "update", "encode_projected",
+    "decode_projected",
+)  # fmt: skip
 dispatch.register(__package__, *(f"msrq_{name}" for name in OPERATORS))
 
 _LEVELS = "Tensor codebooks, Tensor[] phi_weights, Tensor[] phi_biases, int[] lengths, int[] phi_index, str metric"
+_PROJECTED = (
+    "Tensor codebooks, Tensor weight_in, Tensor bias_in, Tensor weight_out, Tensor bias_out, int[] strides, str metric"
+)
 _SCHEMAS = {
     "encode": f"(Tensor x, Tensor? mask, {_LEVELS}, str backend) -> Tensor",
     "decode": f"(Tensor codes, {_LEVELS}, int length, str backend) -> Tensor",
@@ -28,6 +35,8 @@ _SCHEMAS = {
     "bool want_phi_grad, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "update": "(Tensor(a!) codebooks, Tensor(b!) cluster_size, Tensor(c!) embed_avg, Tensor statistics, float decay, "
     "float epsilon, float dead_code_threshold, str backend) -> ()",
+    "encode_projected": f"(Tensor x, {_PROJECTED}, str backend) -> (Tensor, Tensor)",
+    "decode_projected": f"(Tensor codes, {_PROJECTED}, int length, str backend) -> Tensor",
 }
 
 _library = torch.library.Library("aar_kernels", "FRAGMENT")
@@ -97,6 +106,18 @@ def _(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, s
 @_fake("update")
 def _(codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_code_threshold, backend):
     return None
+
+
+@_fake("encode_projected")
+def _(x, codebooks, weight_in, bias_in, weight_out, bias_out, strides, metric, backend):
+    batch, _, length = x.shape
+    codes = x.new_empty(batch, sum(length // stride for stride in strides), dtype=torch.int64)
+    return codes, x.new_empty(batch, len(strides) * codebooks.shape[2], length)
+
+
+@_fake("decode_projected")
+def _(codes, codebooks, weight_in, bias_in, weight_out, bias_out, strides, metric, length, backend):
+    return codebooks.new_empty(codes.shape[0], weight_out.shape[1], length)
 
 
 def _setup_context(ctx, inputs, output):

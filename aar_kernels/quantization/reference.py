@@ -204,3 +204,37 @@ def update(
     total = cluster_size.sum(dim=1, keepdim=True)
     smoothed = (cluster_size + epsilon) / (total + size * epsilon) * total
     torch.div(embed_avg, smoothed[..., None], out=codebooks)
+
+
+def encode_projected(
+    x: Tensor, codebooks: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor,
+    strides: Sequence[int], metric: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``x[B, channels, T]`` -> codes ``[B, sum(T / strides)]``, and what each level projected ``[B, S * dim, T]``.
+
+    Codes are -1 throughout an item that has a NaN or an Inf in it.
+    """
+    residual, codes, projected = x, [], []
+    broken = ~x.isfinite().flatten(1).all(dim=1)
+    for s, stride in enumerate(strides):
+        z = F.conv1d(residual, weight_in[s][:, :, None], bias_in[s])
+        found = search(area_down(z.mT, x.shape[2] // stride), codebooks[s], metric).masked_fill(broken[:, None], -1)
+        residual = residual - _projected_out(found, s, codebooks, weight_out, bias_out, stride)
+        codes.append(found)
+        projected.append(z)
+    return torch.cat(codes, dim=1), torch.cat(projected, dim=1)
+
+
+def decode_projected(
+    codes: Tensor, codebooks: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor,
+    strides: Sequence[int], metric: str, length: int,
+) -> Tensor:  # fmt: skip
+    """Codes ``[B, sum(length / strides)]`` -> ``[B, channels, length]``."""
+    parts = codes.split([length // stride for stride in strides], dim=1)
+    levels = enumerate(zip(parts, strides, strict=True))
+    return sum(_projected_out(part, s, codebooks, weight_out, bias_out, stride) for s, (part, stride) in levels)
+
+
+def _projected_out(codes: Tensor, s: int, codebooks: Tensor, weight_out: Tensor, bias_out: Tensor, stride: int):
+    rows = contribution(codes, s, codes.shape[1], codebooks, (), (), ())
+    return F.conv1d(rows.mT, weight_out[s][:, :, None], bias_out[s]).repeat_interleave(stride, dim=-1)

@@ -8,7 +8,7 @@ namespace {
 aar::Shape shape_of(const Tensor& codebooks, const Ints& lengths, bool cosine) {
   aar::Shape shape{int64_t(lengths.size()), codebooks.size(0), codebooks.size(1), codebooks.size(2), lengths.data(),
                    cosine};
-  STD_TORCH_CHECK(shape.books == 1 || shape.books == shape.scales, "aar_native: one codebook per scale, or one");
+  STD_TORCH_CHECK(shape.books == 1 || shape.books >= shape.scales, "aar_native: one codebook per scale, or one");
   for (int64_t n : lengths) STD_TORCH_CHECK(n > 0, "aar_native: lengths must be positive");
   return shape;
 }
@@ -76,7 +76,55 @@ Tensor msrq_encode(Tensor x, MaybeTensor mask, Tensor codebooks, Ints lengths, b
                   "aar_native: x must be [batch, T >= 1, latent]");
   Tensor out = make(x, {x.size(0), sum(lengths)}, ScalarType::Long);
   aar::msrq_kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), x.size(0), x.size(1),
-                        longs(out), nullptr, pool());
+                        longs(out), nullptr, nullptr, pool());
+  return out;
+}
+
+// state[batch][T][books * dim], the projected input; table[books][codes][books * dim] -> codes, what is left of the state.
+std::tuple<Tensor, Tensor> msrq_encode_projected(Tensor state, Tensor codebooks, Ints lengths, bool cosine,
+                                                 std::vector<Tensor> packed, Tensor table) {
+  aar::Shape shape = shape_of(codebooks, lengths, cosine);
+  shape.channels = shape.books * shape.dim;
+  shape.repeat = true;
+  STD_TORCH_CHECK(shape.books >= shape.scales, "aar_native: each level has channels of its own");
+  STD_TORCH_CHECK(state.dim() == 3 && state.size(1) > 0 && state.size(2) == shape.channels &&
+                      table.numel() == codebooks.size(0) * shape.codes * shape.channels,
+                  "aar_native: state or table of another shape");
+  for (int64_t n : lengths)
+    STD_TORCH_CHECK(state.size(1) % n == 0, "aar_native: a level's length must divide that of the sequence");
+  Ints table_of(shape.scales);
+  for (int64_t s = 0; s < shape.scales; s++) table_of[s] = s;
+  aar::Action action;
+  action.codebooks = floats(codebooks);
+  action.table = floats(table);
+  action.table_of = table_of.data();
+  Tensor out = make(state, {state.size(0), sum(lengths)}, ScalarType::Long);
+  Tensor rest = make(state, {state.size(0), state.size(1), state.size(2)});
+  aar::msrq_kernels().encode(shape, packed_of(shape, packed), action, floats(state), nullptr, state.size(0),
+                             state.size(1), longs(out), floats(rest), nullptr, pool());
+  return {out, rest};
+}
+
+// codes[batch][sum of lengths] -> the rows of each frame, [batch][levels * dim][T]
+Tensor msrq_gather(Tensor codes, Tensor codebooks, Ints lengths, int64_t length) {
+  const aar::Shape shape = shape_of(codebooks, lengths, false);
+  STD_TORCH_CHECK(shape.books >= shape.scales && codes.dim() == 2 && codes.size(1) == sum(lengths),
+                  "aar_native: codes of another shape");
+  for (int64_t n : lengths) STD_TORCH_CHECK(length % n == 0, "aar_native: a level's length must divide that of the sequence");
+  Tensor out = make(codebooks, {codes.size(0), shape.scales * shape.dim, length});
+  const bool ok = aar::msrq_kernels().gather(shape, floats(codebooks), longs(codes), codes.size(0), length, floats(out),
+                                             pool());
+  STD_TORCH_CHECK(ok, "codes must be in [-1, ", shape.codes, ")");
+  return out;
+}
+
+// x[batch][channels][T] -> weight[outputs][channels] x + bias[outputs], [batch][outputs][T]
+Tensor msrq_project(Tensor x, Tensor weight, Tensor bias) {
+  STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 2 && weight.size(1) == x.size(1) && bias.numel() == weight.size(0),
+                  "aar_native: x must be [batch, channels, T] and weight [outputs, channels]");
+  Tensor out = make(x, {x.size(0), weight.size(0), x.size(2)});
+  aar::msrq_kernels().project(floats(x), x.size(0), x.size(1), x.size(2), floats(weight), floats(bias), weight.size(0),
+                              floats(out), pool());
   return out;
 }
 
@@ -88,6 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> msrq_quantize
     bool want_phi_grad) {
   const aar::Shape shape = shape_of(codebooks, lengths, cosine);
   const aar::Action action = action_of(shape, codebooks, std::nullopt, {}, folded, bias, kernel_of, taps);
+  STD_TORCH_CHECK(shape.books == 1 || shape.books == shape.scales, "aar_native: training is of all codebooks");
   STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
                   "aar_native: x must be [batch, T >= 1, latent]");
   const int64_t batch = x.size(0), tokens = sum(lengths), wide = taps * shape.dim, threads = pool().threads;
@@ -102,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> msrq_quantize
                                want_phi_grad ? floats(weight_grad) : nullptr,
                                want_phi_grad ? floats(bias_grad) : nullptr, threads};
   aar::msrq_kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), batch, x.size(1),
-                        longs(codes), &training, pool());
+                        longs(codes), nullptr, &training, pool());
 
   const int64_t hits = shape.books * shape.codes, sums = hits * shape.dim;
   Tensor statistics = make(x, {want_statistics ? hits + sums * (samples ? 2 : 1) : 0});
@@ -169,6 +218,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
       "msrq_encode(Tensor x, Tensor? mask, Tensor codebooks, int[] lengths, bool cosine, Tensor[] packed, Tensor? "
       "table, int[] table_of, Tensor? folded, Tensor? bias, int[] kernel_of, int taps) -> Tensor");
   m.def(
+      "msrq_encode_projected(Tensor state, Tensor codebooks, int[] lengths, bool cosine, Tensor[] packed, Tensor table) "
+      "-> (Tensor, Tensor)");
+  m.def("msrq_gather(Tensor codes, Tensor codebooks, int[] lengths, int length) -> Tensor");
+  m.def("msrq_project(Tensor x, Tensor weight, Tensor bias) -> Tensor");
+  m.def(
       "msrq_quantize(Tensor x, Tensor? mask, Tensor codebooks, int[] lengths, bool cosine, Tensor[] packed, Tensor? "
       "folded, Tensor? bias, int[] kernel_of, int taps, Tensor? samples, bool want_statistics, bool want_phi_grad) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
@@ -185,6 +239,9 @@ STABLE_TORCH_LIBRARY_IMPL(aar_native, CPU, m) {
   m.impl("msrq_pack", TORCH_BOX(&msrq_pack));
   m.impl("msrq_table", TORCH_BOX(&msrq_table));
   m.impl("msrq_encode", TORCH_BOX(&msrq_encode));
+  m.impl("msrq_encode_projected", TORCH_BOX(&msrq_encode_projected));
+  m.impl("msrq_gather", TORCH_BOX(&msrq_gather));
+  m.impl("msrq_project", TORCH_BOX(&msrq_project));
   m.impl("msrq_quantize", TORCH_BOX(&msrq_quantize));
   m.impl("msrq_decode", TORCH_BOX(&msrq_decode));
   m.impl("msrq_update", TORCH_BOX(&msrq_update));

@@ -3,6 +3,7 @@
 #pragma once
 #include "aar/msrq.h"
 #include "gemm.h"
+#include "project.h"
 #include "resample.h"
 #include "search.h"
 
@@ -14,6 +15,8 @@ inline int64_t total_tokens(const Shape& shape) {
   for (int64_t s = 0; s < shape.scales; s++) total += shape.lengths[s];
   return total;
 }
+
+inline int64_t channels(const Shape& shape) { return shape.channels > 0 ? shape.channels : shape.dim; }
 
 inline int64_t longest(const Shape& shape) {
   int64_t n = 0;
@@ -42,7 +45,7 @@ inline void build_table(const float* codebook, const float* folded, int64_t code
 class Rows {
  public:
   Rows(const Shape& shape, const Action& action, int64_t capacity)
-      : pointers(capacity), slots(capacity), shape_(shape), action_(action), wide_(action.taps * shape.dim),
+      : pointers(capacity), slots(capacity), shape_(shape), action_(action), wide_(action.taps * channels(shape)),
         computes_(action.table == nullptr && action.folded != nullptr),
         most_(capacity <= shape.codes ? capacity : shape.codes + 1), slot_of_(shape.codes + 1),
         codes_(computes_ ? most_ * shape.dim : 0), computed_(computes_ ? most_ * wide_ : 0),
@@ -155,20 +158,21 @@ class Encoder {
  public:
   Encoder(const Shape& shape, const Packed& packed, const Action& action, int64_t length, int64_t items,
           bool with_gradient, const ThreadPool& team)
-      : shape_(shape), packed_(packed), action_(action), length_(length), size_(length * shape.dim),
-        longest_(longest(shape)), residual_(items * size_), pooled_(items * longest_ * shape.dim),
+      : shape_(shape), packed_(packed), action_(action), length_(length), channels_(channels(shape)),
+        size_(length * channels_), longest_(longest(shape)), residual_(items * size_),
+        pooled_(items * longest_ * shape.dim),
         idx_(items * longest_), seen_(items * (length + 1)), broken_(items), at_(length),
         rows_(shape, action, items * longest_), team_(team), scratch_(shape, team.threads),
         gradient_(with_gradient ? rows_.most_distinct() * action.taps * shape.dim : 0),
         panel_(rows_.most_distinct() * kTileColumns), column_(shape.dim) {}
 
   void run(const float* x, const uint8_t* mask, int64_t first, int64_t items, int64_t batch, int64_t tokens,
-           int64_t* out, const Training* training, int64_t thread) {
+           int64_t* out, float* rest, const Training* training, int64_t thread) {
     const int64_t dim = shape_.dim;
     for (int64_t b = 0; b < items; b++) start(x + (first + b) * size_, mask, first + b, b);
     for (int64_t s = 0, offset = 0; s < shape_.scales; offset += shape_.lengths[s++]) {
       const int64_t n = shape_.lengths[s];
-      positions(n, length_, at_);
+      positions(n, length_, shape_.repeat, at_);
       // In training the rows of a code are computed once for the whole block. At inference they come from a table, and
       // only so many items are searched before their codes act that the rows fetched meanwhile stay in the cache.
       const int64_t group = training != nullptr ? items : (kFetched + n - 1) / n;
@@ -186,18 +190,19 @@ class Encoder {
           if (broken_[b] || mask != nullptr) drop_unseen(n, mask != nullptr, b, idx);
           std::memcpy(out + (first + b) * tokens + offset, idx, sizeof(int64_t) * n);
         }
-        if (training == nullptr && s + 1 == shape_.scales) continue;
+        if (training == nullptr && rest == nullptr && s + 1 == shape_.scales) continue;
         rows_.find(s, idx_, (to - from) * n);
         divide(length_, [&](int64_t begin, int64_t end, int64_t) {
           for (int64_t b = from; b < to; b++)
-            act(rows_.pointers + (b - from) * n, at_, action_.taps, length_, dim, bias_of(shape_, action_, s), -1.0f,
-                residual_ + b * size_, begin, end);
+            act(rows_.pointers + (b - from) * n, at_, action_.taps, length_, channels_, bias_of(shape_, action_, s),
+                -1.0f, residual_ + b * size_, begin, end);
         });
         for (int64_t b = from; mask != nullptr && b < to; b++)
           clear_masked(mask + (first + b) * length_, residual_ + b * size_);
       }
       if (training != nullptr) learn(s, first, items, *training, thread);
     }
+    if (rest != nullptr) std::memcpy(rest + first * size_, residual_, sizeof(float) * items * size_);
     if (training != nullptr) finish(x, mask, first, items, *training);
   }
 
@@ -216,8 +221,9 @@ class Encoder {
     const int64_t n = shape_.lengths[s], dim = shape_.dim;
     for (int64_t i = begin; i < end;) {
       const int64_t item = i / n, last = (item + 1) * n < end ? (item + 1) * n : end, b = from + item;
-      pool(residual_ + b * size_, length_, dim, n, masked ? seen_ + b * (length_ + 1) : nullptr,
-           pooled + item * n * dim, i - item * n, last - item * n);
+      const float* own = residual_ + b * size_ + (channels_ > dim ? s * dim : 0);
+      pool(own, channels_, length_, dim, n, masked ? seen_ + b * (length_ + 1) : nullptr, pooled + item * n * dim,
+           i - item * n, last - item * n);
       i = last;
     }
     search(pooled + begin * dim, end - begin, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, worker,
@@ -238,7 +244,7 @@ class Encoder {
 
   void clear_masked(const uint8_t* mask, float* r) {
     for (int64_t t = 0; t < length_; t++)
-      if (!mask[t]) std::memset(r + t * shape_.dim, 0, sizeof(float) * shape_.dim);
+      if (!mask[t]) std::memset(r + t * channels_, 0, sizeof(float) * channels_);
   }
 
   void drop_unseen(int64_t n, bool masked, int64_t b, int64_t* idx) {
@@ -286,7 +292,7 @@ class Encoder {
   const Shape& shape_;
   const Packed& packed_;
   const Action& action_;
-  const int64_t length_, size_, longest_;
+  const int64_t length_, channels_, size_, longest_;
   Buffer<float> residual_, pooled_;
   Buffer<int64_t> idx_;
   Buffer<int32_t> seen_;
@@ -299,9 +305,9 @@ class Encoder {
 };
 
 inline void encode(const Shape& shape, const Packed& packed, const Action& action, const float* x,
-                   const uint8_t* mask, int64_t batch, int64_t length, int64_t* out, const Training* training,
-                   const ThreadPool& pool) {
-  const int64_t tokens = total_tokens(shape), block = block_items(batch, length * shape.dim, pool.threads);
+                   const uint8_t* mask, int64_t batch, int64_t length, int64_t* out, float* rest,
+                   const Training* training, const ThreadPool& pool) {
+  const int64_t tokens = total_tokens(shape), block = block_items(batch, length * channels(shape), pool.threads);
   const int64_t blocks = (batch + block - 1) / block;
   const int64_t shares = pool.threads < blocks ? pool.threads : blocks;
   const ThreadPool alone;
@@ -313,7 +319,7 @@ inline void encode(const Shape& shape, const Packed& packed, const Action& actio
                       team);
       for (int64_t i = blocks * share / shares; i < blocks * (share + 1) / shares; i++) {
         const int64_t first = i * block, items = batch - first < block ? batch - first : block;
-        encoder.run(x, mask, first, items, batch, tokens, out, training, share);
+        encoder.run(x, mask, first, items, batch, tokens, out, rest, training, share);
       }
     }
   });
@@ -335,7 +341,7 @@ inline bool decode(const Shape& shape, const Action& action, const int64_t* code
     Buffer<Position> at(length);
     for (int64_t s = first, offset = 0, next_offset = 0; s < last; offset += shape.lengths[s++]) {
       const int64_t n = shape.lengths[s], n_next = s + 1 < shape.scales ? shape.lengths[s + 1] : 0;
-      positions(n, length, at);
+      positions(n, length, shape.repeat, at);
       for (int64_t task = begin; task < end; task++) {
         const int64_t b = task / parts, from = length * (task % parts) / parts, to = length * (task % parts + 1) / parts;
         float* f = f_hat + b * size;
@@ -346,7 +352,7 @@ inline bool decode(const Shape& shape, const Action& action, const int64_t* code
           std::memcpy(scales_out + ((s - first) * batch + b) * size + from * dim, f + from * dim,
                       sizeof(float) * (to - from) * dim);
         if (next_out != nullptr && n_next > 0)
-          aar::AAR_ISA::pool(f, length, dim, n_next, nullptr, next_out + b * next_stride + next_offset, 0, n_next);
+          aar::AAR_ISA::pool(f, dim, length, dim, n_next, nullptr, next_out + b * next_stride + next_offset, 0, n_next);
       }
       next_offset += n_next * dim;
     }
@@ -432,4 +438,5 @@ inline void update(const Shape& shape, const Averages& averages, float* codebook
 #define AAR_DEFINE_MSRQ(LEVEL)                                                                              \
   const aar::MsrqKernels aar::msrq_kernels_##LEVEL = {AAR_ISA::pack,       AAR_ISA::build_table,            \
                                                       AAR_ISA::encode,     AAR_ISA::decode,                 \
-                                                      AAR_ISA::statistics, AAR_ISA::update};
+                                                      AAR_ISA::statistics, AAR_ISA::update,             \
+                                                      AAR_ISA::project,    AAR_ISA::gather};

@@ -11,8 +11,13 @@ struct Position {
   float w0, w1;
 };
 
-inline void positions(int64_t n, int64_t length, Position* out) {
+inline void positions(int64_t n, int64_t length, bool repeat, Position* out) {
   for (int64_t t = 0; t < length; t++) {
+    if (repeat) {
+      const int32_t i = int32_t(t * n / length);
+      out[t] = {i, i, 1.0f, 0.0f};
+      continue;
+    }
     double x = (t + 0.5) * double(n) / double(length) - 0.5;
     if (n == length) x = double(t);
     if (x < 0) x = 0;
@@ -30,11 +35,12 @@ inline void add_scaled(float* out, const float* row, float weight, int64_t dim) 
   for (; d < dim; d++) out[d] += row[d] * weight;
 }
 
-// Mean of x[length][dim] over the windows of rows [first, last) of n. `seen`, where given, holds for each t the number of
-// real frames before it: masked frames are zero in x and do not count; a window without a real frame gives zeros.
-inline void pool(const float* x, int64_t length, int64_t dim, int64_t n, const int32_t* seen, float* out,
+// Mean of x[length][dim], whose rows are `stride` apart, over the windows of rows [first, last) of n. `seen`, where given,
+// holds for each t the number of real frames before it: masked frames are zero in x and do not count; a window without a
+// real frame gives zeros.
+inline void pool(const float* x, int64_t stride, int64_t length, int64_t dim, int64_t n, const int32_t* seen, float* out,
                  int64_t first, int64_t last) {
-  if (n == length) {
+  if (n == length && stride == dim) {
     std::memcpy(out + first * dim, x + first * dim, sizeof(float) * (last - first) * dim);
     return;
   }
@@ -43,8 +49,9 @@ inline void pool(const float* x, int64_t length, int64_t dim, int64_t n, const i
     const int64_t count = seen != nullptr ? seen[end] - seen[begin] : end - begin;
     const float weight = count > 0 ? 1.0f / float(count) : 0.0f;
     float* row = out + i * dim;
-    std::memcpy(row, x + begin * dim, sizeof(float) * dim);
-    for (int64_t t = begin + 1; t < end; t++) add_scaled(row, x + t * dim, 1.0f, dim);
+    std::memcpy(row, x + begin * stride, sizeof(float) * dim);
+    if (n == length) continue;
+    for (int64_t t = begin + 1; t < end; t++) add_scaled(row, x + t * stride, 1.0f, dim);
     int64_t d = 0;
     for (; d + kLanes <= dim; d += kLanes) store(row + d, load(row + d) * splat(weight));
     for (; d < dim; d++) row[d] *= weight;

@@ -180,25 +180,30 @@ def assert_codes(codes: Tensor, case: Case) -> None:
     (expected, plain), (_, exact) = run
     # The reference says which tokens have no code; the others are left as they were replayed.
     assert torch.equal(codes, expected)
-    unit = torch.finfo(single.codebooks.dtype).eps / 2
     parts = codes.split(list(single.schedule.lengths), dim=1)
     for part, (row32, _), (row, book) in zip(parts, plain, exact, strict=True):
-        valid = part >= 0
-        row, row32, chosen = row[valid], row32[valid].double(), part[valid]
-        if not len(row):
-            continue
-        norm = row.norm(dim=1)
-        # As everywhere, a backend may be twice as far off as plain PyTorch, and one rounding.
-        moved = 2 * ((row32 - row).norm(dim=1).max() + 2 * unit * norm.max())
-        if case.levels.metric == "cosine":
-            moved = (2 * moved / norm).clamp(max=2)
-            row, book = F.normalize(row, dim=1), F.normalize(book, dim=1)
-            norm = torch.ones_like(norm)
-        distance = torch.cdist(row, book, compute_mode="donot_use_mm_for_euclid_dist").square()
-        nearest = distance.argmin(dim=1)  # the first of equals
-        excess = (distance.gather(1, chosen[:, None]) - distance.gather(1, nearest[:, None]))[:, 0]
-        sums = sum((norm + book[code].norm(dim=1)).square() for code in (chosen, nearest))
-        bound = 2 * moved * (book[chosen] - book[nearest]).norm(dim=1) + (row.shape[1] + 4) * unit * sums
-        worst = (excess / bound).max().item()
-        assert worst <= 1, f"a code is {worst:.3g} times as much too far away as rounding explains"
-        MARGINS.append((len(chosen), int((chosen != nearest).sum()), worst))
+        assert_nearest(part, row32, row, book, case.levels.metric)
+
+
+def assert_nearest(codes: Tensor, row32: Tensor, row: Tensor, book: Tensor, metric: str) -> None:
+    """The part of `assert_codes` about one scale: codes ``[B, n]``, rows ``[B, n, D]`` in the dtype and in float64, and
+    the codebook in float64."""
+    unit, valid = torch.finfo(row32.dtype).eps / 2, codes >= 0
+    row, row32, chosen = row[valid], row32[valid].double(), codes[valid]
+    if not len(row):
+        return
+    norm = row.norm(dim=1)
+    # As everywhere, a backend may be twice as far off as plain PyTorch, and one rounding.
+    moved = 2 * ((row32 - row).norm(dim=1).max() + 2 * unit * norm.max())
+    if metric == "cosine":
+        moved = (2 * moved / norm).clamp(max=2)
+        row, book = F.normalize(row, dim=1), F.normalize(book, dim=1)
+        norm = torch.ones_like(norm)
+    distance = torch.cdist(row, book, compute_mode="donot_use_mm_for_euclid_dist").square()
+    nearest = distance.argmin(dim=1)  # the first of equals
+    excess = (distance.gather(1, chosen[:, None]) - distance.gather(1, nearest[:, None]))[:, 0]
+    sums = sum((norm + book[code].norm(dim=1)).square() for code in (chosen, nearest))
+    bound = 2 * moved * (book[chosen] - book[nearest]).norm(dim=1) + (row.shape[1] + 4) * unit * sums
+    worst = (excess / bound).max().item()
+    assert worst <= 1, f"a code is {worst:.3g} times as much too far away as rounding explains"
+    MARGINS.append((len(chosen), int((chosen != nearest).sum()), worst))

@@ -5,6 +5,10 @@
 // phi(u) = (u + conv(u)) / 2. Both are linear, so a code acts through `taps` rows, one for each tap of phi, folded
 // with the identity: h[t] = bias + sum over taps of interpolate(row[tap])(t + tap - taps / 2). Without phi taps is 1
 // and the row is the code itself.
+//
+// Factorised quantizers project the residual to a few channels, search there, and project the code back. Projections are
+// linear, so the residual is kept projected: r has `dim` channels for each level, the level searches its own, and the
+// row of a code is what it takes from the channels of the levels behind it.
 #pragma once
 #include <cstdint>
 
@@ -17,6 +21,8 @@ struct Shape {
   int64_t scales = 0, books = 0, codes = 0, dim = 0;  // books is scales, or 1 for a codebook that all levels share
   const int64_t* lengths = nullptr;                   // [scales]
   bool cosine = false;
+  int64_t channels = 0;  // of the residual: books * dim where each level has channels of its own; 0: dim
+  bool repeat = false;   // codes act on the frames they were pooled from, lengths[s] dividing T; not interpolated
 };
 
 // Codebooks in the form the search reads. A code is screened by an exact integer dot product of 16-bit roundings, and
@@ -42,7 +48,7 @@ inline PackedSizes packed_sizes(const Shape& shape) {
 struct Action {
   int64_t taps = 1;
   const float* codebooks = nullptr;  // [books][codes][dim]
-  const float* table = nullptr;      // [tables][codes][taps][dim], or null
+  const float* table = nullptr;      // [tables][codes][taps][channels], or null
   const int64_t* table_of = nullptr; // [scales]
   const float* folded = nullptr;     // [kernels][dim in][taps][dim out], read where table is null
   const float* bias = nullptr;       // [kernels][dim], or null without phi
@@ -73,9 +79,10 @@ struct MsrqKernels {
   // table[codes][taps][dim] from one codebook and one folded kernel
   void (*build_table)(const float* codebook, const float* folded, int64_t codes, int64_t dim, int64_t taps,
                       float* table, const ThreadPool&);
-  // x[batch][T][dim], mask[batch][T] or null -> out[batch][sum of lengths]. `training` may be null.
+  // x[batch][T][channels], mask[batch][T] or null -> out[batch][sum of lengths]. `rest`, where given, receives what the
+  // levels leave of x. `training` may be null.
   void (*encode)(const Shape&, const Packed&, const Action&, const float* x, const uint8_t* mask, int64_t batch,
-                 int64_t length, int64_t* out, const Training* training, const ThreadPool&);
+                 int64_t length, int64_t* out, float* rest, const Training* training, const ThreadPool&);
   // codes[batch][tokens of scales first..last) -> adds to f_hat[batch][length][dim]; after each scale, where given,
   // copies to scales_out[scale - first][batch][length][dim] and pools to next_out[batch][next_stride / dim][dim].
   // Returns false, having written nothing, where a code is outside [-1, codes).
@@ -89,6 +96,14 @@ struct MsrqKernels {
   // One step of the moving averages: in place on the three buffers of [books][codes](...). sampled may be null.
   void (*update)(const Shape&, const Averages&, float* codebooks, float* cluster_size, float* embed_avg,
                  const float* hits, const float* sums, const float* sampled, const ThreadPool&);
+  // A 1x1 convolution: x[batch][channels][length] -> out[batch][outputs][length]. weight[outputs][channels]. A frame's
+  // result does not depend on the frames beside it.
+  void (*project)(const float* x, int64_t batch, int64_t channels, int64_t length, const float* weight,
+                  const float* bias, int64_t outputs, float* out, const ThreadPool&);
+  // codes[batch][sum of lengths] -> out[batch][scales * dim][length]: for each frame the rows of its codes, repeated
+  // where a level is shorter. Returns false where a code is outside [-1, codes).
+  bool (*gather)(const Shape&, const float* codebooks, const int64_t* codes, int64_t batch, int64_t length, float* out,
+                 const ThreadPool&);
 };
 
 AAR_LEVELS(MsrqKernels, msrq_kernels)

@@ -1,0 +1,50 @@
+"""`encodec`, the original package of EnCodec, 24 and 48 kHz."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import Unsupported
+from .plain import PlainResidual
+
+
+class CoreQuantizer(PlainResidual):
+    """What `encodec` and its descendant `moshi` share: ``encode(x[B, D, T], n_q) -> [n, B, T]`` and its inverse."""
+
+    def _check(self) -> str:
+        if any(not isinstance(layer.project_in, nn.Identity) for layer in self.layers):
+            raise Unsupported("each level has projections of its own")
+        return super()._check()
+
+    def _decode_levels(self, codes: Tensor) -> Tensor | None:
+        known = codes.dim() == 3 and len(codes) <= len(self.layers)
+        return self._decode(codes.transpose(0, 1)) if known else None
+
+    def encode(self, x, n_q=None):
+        codes = self._encode(x, min(n_q or len(self.layers), len(self.layers)))
+        return super().encode(x, n_q) if codes is None else codes.transpose(0, 1).contiguous()
+
+
+class EncodecQuantizer(CoreQuantizer):
+    """Also ``forward`` in eval mode. Training (k-means, moving averages, dead codes) is the original's."""
+
+    def _sources(self) -> list[Tensor]:
+        return [layer._codebook.embed for layer in self.layers]
+
+    def forward(self, x, n_q=None):
+        count = min(n_q or len(self.layers), len(self.layers))
+        # The original fills codebooks by k-means in eval mode too, if they never were.
+        ready = not self.training and all(layer._codebook.inited for layer in self.layers[:count])
+        codes = self._encode(x, count) if ready else None
+        out = None if codes is None else self._decode(codes)
+        if out is None:
+            return super().forward(x, n_q)
+        return out, codes.transpose(0, 1).contiguous(), torch.zeros(count, 1, device=x.device)
+
+    def decode(self, q_indices):
+        out = self._decode_levels(q_indices)
+        return super().decode(q_indices) if out is None else out
+
+
+ADAPTERS = {"encodec.quantization.core_vq.ResidualVectorQuantization": EncodecQuantizer}

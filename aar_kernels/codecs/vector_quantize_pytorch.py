@@ -1,0 +1,149 @@
+"""`vector-quantize-pytorch`: ``ResidualVQ`` and one-dimensional ``HierarchicalVQ``, both with Euclidean codebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import quantization
+from ..cache import DerivedCache
+from ..quantization import Levels
+from ..schedule import ScaleSchedule
+from .adapter import Adapter, Unsupported, traced
+from .plain import PlainResidual
+
+_levels: DerivedCache[Levels] = DerivedCache()
+
+
+class ResidualVQ(PlainResidual):
+    """``forward(x[B, N, C])`` in eval mode without options -> quantized ``[B, N, C]``, indices ``[B, N, levels]``,
+    losses (zeros); and ``get_output_from_indices``. All else, training among it, is the original's."""
+
+    def _sources(self) -> list[Tensor]:
+        layers = self.layers[:1] if self.shared_codebook else self.layers
+        return [layer._codebook.embed for layer in layers]
+
+    def _stack(self, sources: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(sources))
+
+    def _check(self) -> str:
+        options = {
+            "implicit neural codebooks": self.implicit_neural_codebook, "image maps": self.accept_image_fmap,
+            "beam search": self.beam_size is not None, "DiVeQ": self.diveq,
+            "cosine similarity": any(layer.use_cosine_sim for layer in self.layers),
+            "affine parameters": any(layer._codebook.affine_param for layer in self.layers),
+            "a bridge": any(layer._codebook.vq_bridge is not None for layer in self.layers),
+        }  # fmt: skip
+        if used := [name for name, value in options.items() if value]:
+            raise Unsupported(f"it uses {', '.join(used)}")
+        return super()._check()
+
+    def forward(
+        self, x, mask=None, indices=None, return_all_codes=False, sample_codebook_temp=None, freeze_codebook=False,
+        beam_size=None, rand_quantize_dropout_fixed_seed=None,
+    ):  # fmt: skip
+        plain = mask is None and indices is None and beam_size is None and not return_all_codes and x.dim() == 3
+        # The original fills codebooks by k-means in eval mode too, if they never were.
+        if plain and not self.training and all(layer._codebook.initted for layer in self.layers):
+            codes = self._encode(self.project_in(x).mT, self.num_quantizers)
+            out = None if codes is None else self._decode(codes)
+            if out is not None:
+                losses = torch.zeros(self.num_quantizers, device=x.device)
+                return self.project_out(out.mT), codes.permute(0, 2, 1).contiguous(), losses
+        return super().forward(
+            x, mask, indices, return_all_codes, sample_codebook_temp, freeze_codebook, beam_size,
+            rand_quantize_dropout_fixed_seed,
+        )  # fmt: skip
+
+    def get_output_from_indices(self, indices):
+        known = indices.dim() == 3 and indices.shape[-1] == self.num_quantizers
+        out = self._decode(indices.mT, least=-1) if known else None  # -1: a level that quantize dropout left out
+        return super().get_output_from_indices(indices) if out is None else self.project_out(out.mT)
+
+
+class HierarchicalVQ(Adapter):
+    """``forward(x)`` in eval mode without mask, and ``get_output_from_indices``.
+
+    Its phi is ``u + ratio (conv(u) - u)``, which is that of `aar_kernels.quantization.Levels` with another convolution.
+    """
+
+    def _check(self) -> str:
+        if self.spatial_dims != 1:
+            raise Unsupported(f"it has {self.spatial_dims} spatial dimensions")
+        if len(set(self.codebook_sizes)) != 1:
+            raise Unsupported(f"its codebooks differ in size: {sorted(set(self.codebook_sizes))}")
+        lengths = " ".join(str(n) for (n,) in self.level_shapes)
+        return f"{self.codebook_sizes[0]} codes of {self.dim} channels at {lengths} tokens, euclidean"
+
+    def _prepare(self) -> Levels | None:
+        """The quantizer as data; None where a gradient is asked for, or it cannot be remembered."""
+        books = [vq._codebook for vq in (self.vqs if self.vq is None else [self.vq])]
+        phis = list(self.phi_levels or [self.phi_shared])
+        ratio = phis[0].resi_ratio
+        convolutions = [phi.conv for phi in phis] if ratio > 1e-8 else []
+        sources = [book.embed for book in books]
+        sources += [tensor for conv in convolutions for tensor in (conv.weight, conv.bias)]
+        # The original fills codebooks by k-means in eval mode too, if they never were.
+        if traced() or not all(book.initted for book in books) or any(source.is_inference() for source in sources):
+            return None
+        if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+            return None
+
+        def build() -> Levels:
+            with torch.inference_mode(False), torch.no_grad():  # made in inference mode, it would have no version
+                last, kernels = max(self.num_levels - 1, 1), len(convolutions)
+                index = [round(s / last * (kernels - 1)) for s in range(self.num_levels)] if kernels else []
+                centre = (1 - 2 * ratio) * torch.eye(self.dim, device=sources[0].device)[..., None]
+                weights = [2 * ratio * conv.weight + torch.nn.functional.pad(centre, (1, 1)) for conv in convolutions]
+                biases = [2 * ratio * conv.bias for conv in convolutions]
+                schedule = ScaleSchedule(n for (n,) in self.level_shapes)
+                return Levels(schedule, torch.cat([book.embed for book in books]), weights, biases, index)
+
+        return _levels.get(sources, build, ratio)
+
+    @torch.compiler.disable
+    def _quantize(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Reconstruction and codes of ``x[B, C, T]``; None where the original must run."""
+        if x.dim() != 3 or 0 in x.shape or (levels := self._prepare()) is None or x.shape[1] != levels.latent_dim:
+            return None
+        if (backend := self._choose("msrq_encode", levels.codebooks, x)) is None:
+            return None
+        codes = quantization.encode(x, levels, backend=backend)
+        if int(codes.amin()) < 0:  # a NaN or an Inf, for which the package has its own answer
+            return None
+        return quantization.decode(codes, levels, length=x.shape[2], backend=backend), codes
+
+    def forward(self, x, indices=None, mask=None, lens=None, sample_codebook_temp=None, return_cutoff=False):
+        plain = indices is None and mask is None and lens is None and not self.training
+        if not plain or (result := self._quantize(self.to_channel_first(x))) is None:
+            return super().forward(x, indices, mask, lens, sample_codebook_temp, return_cutoff)
+        reconstruction, codes = result
+        parts = codes.split([n for (n,) in self.level_shapes], dim=1)
+        cutoff = (None,) if return_cutoff else ()
+        return self.to_channel_last(reconstruction), tuple(parts), torch.zeros((), device=x.device), *cutoff
+
+    @torch.compiler.disable
+    def _reconstruct(self, indices, full_shape) -> Tensor | None:
+        length = self.level_shapes[-1][0] if full_shape is None else full_shape
+        shapes = [tuple(part.shape[1:]) for part in indices] if isinstance(indices, tuple | list) else []
+        if shapes != list(self.level_shapes) or not isinstance(length, int) or (levels := self._prepare()) is None:
+            return None
+        codes = torch.cat(list(indices), dim=1)
+        if codes.numel() == 0 or not (-1 <= int(codes.amin()) and int(codes.amax()) < levels.codebook_size):
+            return None
+        if (backend := self._choose("msrq_decode", levels.codebooks)) is None:
+            return None
+        return quantization.decode(codes, levels, length=length, backend=backend)
+
+    def get_output_from_indices(self, indices, full_shape=None):
+        if (out := self._reconstruct(indices, full_shape)) is None:
+            return super().get_output_from_indices(indices, full_shape)
+        return self.to_channel_last(out)
+
+
+ADAPTERS = {
+    "vector_quantize_pytorch.residual_vq.ResidualVQ": ResidualVQ,
+    "vector_quantize_pytorch.hierarchical_vq.HierarchicalVQ": HierarchicalVQ,
+}
