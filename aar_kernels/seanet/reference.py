@@ -1,0 +1,91 @@
+"""SEANet's convolution stack and LSTM in plain PyTorch: the definition that every backend is held to.
+
+Source: EnCodec, arXiv 2210.13438, section 3.1; its padding as in the public code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layers import RESIDUAL, TRANSPOSED, Fields, PackedLSTM, PackedStack, unpack, unpack_lstm
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def unsupported(problem) -> str | None:
+    return None
+
+
+def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
+    """``x[B, T, in]`` -> ``[B, T', out]``. ``block`` changes nothing here."""
+    packed = PackedStack(weights, tuple(layers))
+    x = x.transpose(1, 2)
+    with torch.autocast(x.device.type, enabled=False):  # the dtype of x is what the operator promises
+        for fields, products in zip(packed.fields, unpack(packed), strict=True):
+            x = _layer(x, fields, products)
+    return x.transpose(1, 2).contiguous()
+
+
+def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool) -> Tensor:
+    """``x[B, T, C]`` -> the same size."""
+    signal = x
+    with torch.autocast(x.device.type, enabled=False):
+        for w_ih, w_hh, bias in unpack_lstm(PackedLSTM(weights, channels, skip)):
+            signal = _lstm_layer(signal, w_ih, w_hh, bias)
+    return signal + x if skip else signal
+
+
+def _layer(x: Tensor, fields: Fields, products: list[tuple[Tensor, Tensor]]) -> Tensor:
+    if fields.kind == RESIDUAL:
+        (first, first_bias), (second, second_bias) = products
+        hidden = F.elu(_conv(F.elu(x), fields, first, first_bias))
+        if fields.shortcut:
+            return _one_tap(torch.cat([hidden, x], 1), second, second_bias)
+        return x + _one_tap(hidden, second, second_bias)
+    if fields.elu:
+        x = F.elu(x)
+    return (_conv_transpose if fields.kind == TRANSPOSED else _conv)(x, fields, *products[0])
+
+
+def _conv(x: Tensor, fields: Fields, matrix: Tensor, bias: Tensor) -> Tensor:
+    weight = matrix.reshape(fields.kernel, fields.inputs, -1).permute(2, 1, 0)
+    total = (fields.kernel - 1) * fields.dilation + 1 - fields.stride
+    right = 0 if fields.causal else total // 2
+    x = _pad(x, total - right, right + -x.shape[-1] % fields.stride, bool(fields.reflect))
+    return F.conv1d(x, weight, bias, fields.stride, dilation=fields.dilation)
+
+
+def _pad(x: Tensor, left: int, right: int, reflect: bool) -> Tensor:
+    if not reflect:
+        return F.pad(x, (left, right))
+    missing = max(0, max(left, right) - x.shape[-1] + 1)  # reflection needs a signal longer than itself
+    x = F.pad(F.pad(x, (0, missing)), (left, right), mode="reflect")
+    return x[..., : x.shape[-1] - missing]
+
+
+def _conv_transpose(x: Tensor, fields: Fields, matrix: Tensor, bias: Tensor) -> Tensor:
+    stride, length = fields.stride, x.shape[-1] * fields.stride
+    taps = matrix.reshape(fields.taps, fields.inputs, stride, fields.outputs).permute(1, 3, 0, 2).flip(2)
+    weight = taps.flatten(2)[..., : fields.kernel]
+    total = fields.kernel - stride
+    left = 0 if fields.causal else total - total // 2
+    return F.conv_transpose1d(x, weight, bias[: fields.outputs], stride)[..., left : left + length]
+
+
+def _one_tap(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    return F.conv1d(x, matrix.t()[..., None], bias)
+
+
+def _lstm_layer(x: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor) -> Tensor:
+    h = c = x.new_zeros(x.shape[0], x.shape[2])
+    steps = []
+    for gates in F.linear(x, w_ih, bias).unbind(1):
+        i, f, g, o = (gates + F.linear(h, w_hh)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        steps.append(h)
+    return torch.stack(steps, 1)
