@@ -237,7 +237,7 @@ def _describe(layer: Layer) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:
     dilation, reflect = (1, False) if transposed else (layer.dilation, layer.reflect)
     weight, bias, stride = layer.weight, layer.bias, layer.stride
     if weight.dim() != 3 or 0 in weight.shape or not weight.dtype.is_floating_point:
-        raise ValueError(f"weight must be floating point with three dimensions, got {weight.dtype} {list(weight.shape)}")
+        raise ValueError(f"weight must be floating point in 3 dimensions, got {weight.dtype} {list(weight.shape)}")
     inputs, outputs, kernel = (weight.shape[i] for i in ((0, 1, 2) if transposed else (1, 0, 2)))
     if bias is not None and tuple(bias.shape) != (outputs,):
         raise ValueError(f"bias must be [{outputs}], got {list(bias.shape)}")

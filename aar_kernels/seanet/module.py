@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,25 @@ class PackedSEANet(nn.Module):
 
     def __init__(self, layers: Sequence[Layer | LSTM], *, dtype: torch.dtype = torch.float32):
         super().__init__()
-        self._parts: list[PackedStack | PackedLSTM] = []
+        parts: list[PackedStack | PackedLSTM] = []
         for is_lstm, group in groupby(layers, lambda layer: isinstance(layer, LSTM)):
-            parts = [pack_lstm(layer, dtype=dtype) for layer in group] if is_lstm else [pack(list(group), dtype=dtype)]
-            self._parts += parts
-        for i, part in enumerate(self._parts):
+            group = list(group)
+            parts += [pack_lstm(layer, dtype=dtype) for layer in group] if is_lstm else [pack(group, dtype=dtype)]
+        ends = [_channels(part) for part in parts]
+        if not parts or any(before[1] != after[0] for before, after in pairwise(ends)):
+            raise ValueError(f"layers that do not follow each other: (input, output) channels {ends}")
+        for i, part in enumerate(parts):
             self.register_buffer(f"weights{i}", part.weights)
-        channels = [_channels(part) for part in self._parts]
-        if not channels or any(a[1] != b[0] for a, b in zip(channels, channels[1:], strict=False)):
-            raise ValueError(f"layers that do not follow each other: (input, output) channels {channels}")
+        self._parts = [part._replace(weights=None) for part in parts]
+
+    @property
+    def parts(self) -> list[PackedStack | PackedLSTM]:
+        """What runs in turn."""
+        return [part._replace(weights=getattr(self, f"weights{i}")) for i, part in enumerate(self._parts)]
 
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:
         """``[B, in, T]`` in the dtype of the weights -> ``[B, out, T']``. Not differentiable."""
-        for i, part in enumerate(self._parts):
-            part = part._replace(weights=getattr(self, f"weights{i}"))
+        for part in self.parts:
             run = lstm if isinstance(part, PackedLSTM) else stack
             x = run(x, part, backend=backend)
         return x

@@ -85,7 +85,9 @@ inline void lstm(const LstmLayer* layers, int64_t count, const float* x, int64_t
         float* after = state.h + (begin + t + 1) % 2 * row;
         parallel(pool, groups, [&](int64_t first, int64_t last) {
           Buffer<float> mine(batch * kGroup);
-          for (int64_t g = first; g < last; g++) {
+          for (int64_t i = first; i < last; i++) {
+            // Back and forth, so that a step begins with the weights that the one before read last.
+            const int64_t g = t % 2 ? first + last - 1 - i : i;
             const float* from = gates + t * batch * input.N + g * kGroup;
             for (int64_t b = 0; b < batch; b++)
               std::copy(from + b * input.N, from + b * input.N + kGroup, mine + b * kGroup);

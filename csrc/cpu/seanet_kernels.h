@@ -10,8 +10,8 @@
 namespace aar {
 namespace AAR_ISA {
 
-constexpr int64_t kBlockBytes = 256 << 10;  // of a layer's output that the next layer finds in the second-level cache
-constexpr int64_t kResidualRows = 48;       // of a residual block, whose inner tensors then stay in the first-level cache
+constexpr int64_t kBlockSteps = 384;  // of a layer's output that the next layer finds in the second-level cache
+constexpr int64_t kResidualRows = 48;  // of a residual block, whose inner tensors then stay in the first-level cache
 
 // Steps of a transposed convolution's product that come before the output's first.
 inline int64_t trim(const SeanetLayer& layer) {
@@ -99,7 +99,7 @@ class Stack {
       : layers_(layers), count_(count), pool_(pool), done_(count) {
     // The largest number of steps that each signal receives at once, and holds.
     int64_t margin = 0;
-    source_block_ = block > 0 ? block : std::max<int64_t>(1, kBlockBytes / 4 / layers[0].in);
+    source_block_ = block > 0 ? block : kBlockSteps;
     int64_t arriving = std::min(source_block_, length);
     for (int64_t i = 0; i < count; i++) {
       const SeanetLayer& layer = layers[i];
@@ -132,11 +132,9 @@ class Stack {
   }
 
  private:
-  // Layers with large weights read them for many steps at once.
+  // At least as many steps as share a block of the weights.
   static int64_t automatic_block(const SeanetLayer& layer) {
-    const int64_t weights = layer.first_size() + layer.second_size();
-    const int64_t steps = kBlockBytes / 4 / (layer.kind == SeanetKind::transposed ? layer.first_N() : layer.out);
-    return std::max<int64_t>(weights * 4 > kBlockBytes ? kSlidingRows : 1, steps);
+    return std::max(kSlidingRows, kBlockSteps / (layer.kind == SeanetKind::transposed ? layer.stride : 1));
   }
 
   // Layer i's input is there up to step `end`.

@@ -14,6 +14,7 @@ constexpr int64_t kColumns = kSeanetPanel;
 // Steps of K that are summed up in registers, before rounding errors add up; a block of a panel is then 8 KB.
 constexpr int64_t kSlidingDepth = 128;
 constexpr int64_t kSlidingRows = 96;  // that share a block of a panel in the first-level cache
+constexpr int64_t kSlidingAhead = 16;  // rows of a panel, fetched ahead where each is read once
 constexpr int kWide = kLanes * 2 < kColumns ? kColumns / kLanes : 2;  // vectors of a tile: whole panels, two at least
 constexpr int kNarrow = kWide / 2;                                    // for what is left of the columns
 constexpr int kWideRows = kRegisters == 32 ? 12 : kWide == 2 ? 6 : 3;
@@ -47,14 +48,19 @@ struct Target {
 // that the sums stay in registers.
 template <int ROWS, int VECTORS>
 __attribute__((noinline)) void sliding_tile(const float* a, int64_t a_row, const float* panel, int64_t next_panel,
-                                            int64_t depth, const float* bias, const Target& to) {
+                                            int64_t depth, const float* bias, const Target target) {
   constexpr int per_panel = kColumns / kLanes;
   Floats sum[ROWS][VECTORS];
   AAR_UNROLL for (int r = 0; r < ROWS; r++)
     AAR_UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = splat(0.0f);
   const float* rows[ROWS];
   AAR_UNROLL for (int r = 0; r < ROWS; r++) rows[r] = a + r * a_row;
-  for (int64_t k = 0; k < depth; k++, panel += kColumns) {
+  const Target to = target;  // a copy, which stores cannot change
+  // So few rounds that the end of the loop is predicted.
+  _Pragma("GCC unroll 4") for (int64_t k = 0; k < depth; k++, panel += kColumns) {
+    if constexpr (ROWS == 1)  // the weight passes by once
+      AAR_UNROLL for (int v = 0; v < VECTORS; v += per_panel)
+        __builtin_prefetch(panel + v / per_panel * next_panel + kSlidingAhead * kColumns);
     Floats b[VECTORS];
     AAR_UNROLL for (int v = 0; v < VECTORS; v++)
       b[v] = load(panel + v / per_panel * next_panel + v % per_panel * kLanes);

@@ -50,7 +50,7 @@ struct LstmLayer {
 
 struct SeanetKernels {
   // x[batch][length][in of the first layer] -> out[batch][...][out of the last]. `block` is how many steps of output a
-  // layer computes before the next layer takes them; 0 chooses by the size of the second-level cache.
+  // layer's product computes before the next layer takes them; 0: as many as suit the caches.
   void (*stack)(const SeanetLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t block,
                 float* out, const ThreadPool&);
   // x[batch][length][units] -> out the same, x + LSTM(x) where `skip`; a state of zeros before the first step.
