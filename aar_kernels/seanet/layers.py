@@ -40,8 +40,10 @@ class Conv:
 
 @dataclass(frozen=True, eq=False)
 class ConvTranspose:
-    """``ConvTranspose1d`` trimmed to ``[B, out, T * stride]``: ``total = kernel - stride`` steps are cut, ``total // 2``
-    on the right and the rest on the left, or all on the right if causal.
+    """``ConvTranspose1d``, trimmed as EnCodec does: ``[B, in, T]`` -> ``[B, out, T * stride]``.
+
+    With ``total = kernel - stride``, ``total // 2`` steps are cut on the right and the rest on the left, or all on the
+    right if causal.
 
     Args:
         weight: ``[in, out, kernel]``, weight norm folded.
@@ -255,18 +257,15 @@ def _describe(layer: Layer) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:
 
 def _describe_residual(layer: Residual) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:
     first, products = _describe(layer.first)
-    narrow, [(matrix, bias)] = _describe(layer.narrow)
-    one_tap = [narrow]
-    if layer.shortcut is not None:
-        shortcut, [(shortcut_matrix, shortcut_bias)] = _describe(layer.shortcut)
-        matrix, bias = torch.cat([matrix, shortcut_matrix]), bias + shortcut_bias
-        one_tap.append(shortcut)
-    if first.stride != 1 or any(part.kernel != 1 or part.stride != 1 for part in one_tap):
+    described = [_describe(conv) for conv in (layer.narrow, layer.shortcut) if conv is not None]
+    parts = [fields for fields, _ in described]
+    if first.stride != 1 or any((part.kernel, part.stride) != (1, 1) for part in parts):
         raise ValueError("a residual block has a first convolution of stride 1, and then convolutions of one tap")
-    ends = {(first.inputs, narrow.outputs)} | {(part.inputs, part.outputs) for part in one_tap[1:]}
-    if first.outputs != narrow.inputs or len(ends) > 1 or (len(one_tap) == 1 and first.inputs != narrow.outputs):
+    outputs = first.inputs if layer.shortcut is None else parts[1].outputs
+    fitting = [(first.outputs, outputs), (first.inputs, outputs)]
+    if [(part.inputs, part.outputs) for part in parts] != fitting[: len(parts)]:
         raise ValueError("the convolutions of a residual block do not fit together")
-    fields = first._replace(
-        kind=RESIDUAL, hidden=first.outputs, outputs=narrow.outputs, elu=1, shortcut=layer.shortcut is not None
-    )
-    return fields, [*products, (matrix, bias)]
+    fields = first._replace(kind=RESIDUAL, hidden=first.outputs, outputs=outputs, elu=1, shortcut=len(parts) - 1)
+    # One product gives the sum of both, over the hidden channels and the input's.
+    matrices, biases = zip(*(product for _, [product] in described), strict=True)
+    return fields, [*products, (torch.cat(matrices), sum(biases))]
