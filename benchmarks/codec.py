@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None, config: SATConfig | None = None) -> int:
 
     print_machine()
     rows, any_wrong = [], False
-    for half in _halves(options, config):
+    for half in _halves(options.codec, options.no_compile, config):
         any_wrong |= _drop_what_is_wrong(half)
         for threads in options.threads:
             torch.set_num_threads(threads)
@@ -72,13 +72,13 @@ def main(argv: list[str] | None = None, config: SATConfig | None = None) -> int:
 # ---- what is compared ----
 
 
-def _halves(options, config: SATConfig | None) -> Iterator[Half]:
-    for name in options.codec:
+def _halves(codecs: list[str], no_compile: bool, config: SATConfig | None) -> Iterator[Half]:
+    for name in codecs:
         if name == "encodec":
-            yield from _encodec(options.no_compile)
+            yield from _encodec(no_compile)
         else:
             sizes = config or (SATConfig() if name == "sat" else SMALL)
-            yield from _sat(f"SAT {name}", sizes, options.no_compile)
+            yield from _sat(f"SAT {name}", sizes, no_compile)
 
 
 def _twins(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:

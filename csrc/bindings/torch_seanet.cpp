@@ -54,7 +54,8 @@ Tensor seanet_lstm(Tensor x, Tensor weights, int64_t count, bool skip) {
   const int64_t size = aar::SeanetLayer::size(units, columns);
   STD_TORCH_CHECK(weights.numel() == 2 * count * size, "aar_native: weights of another size");
   std::vector<aar::LstmLayer> layers;
-  for (int64_t i = 0; i < count; i++) layers.push_back({floats(weights) + 2 * i * size, floats(weights) + (2 * i + 1) * size});
+  for (const float* next = floats(weights); int64_t(layers.size()) < count; next += 2 * size)
+    layers.push_back({next, next + size});
   Tensor out = make(x, {x.size(0), x.size(1), units});
   if (x.size(0) > 0)
     aar::seanet_kernels().lstm(layers.data(), count, floats(x), x.size(0), x.size(1), units, skip, floats(out), pool());

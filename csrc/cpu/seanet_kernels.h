@@ -10,7 +10,7 @@
 namespace aar {
 namespace AAR_ISA {
 
-constexpr int64_t kBlockSteps = 384;  // of a layer's output that the next layer finds in the second-level cache
+constexpr int64_t kBlockSteps = 384;   // of a layer's output that the next layer finds in the second-level cache
 constexpr int64_t kResidualRows = 48;  // of a residual block, whose inner tensors then stay in the first-level cache
 
 // Steps of a transposed convolution's product that come before the output's first.
@@ -19,6 +19,9 @@ inline int64_t trim(const SeanetLayer& layer) {
   const int64_t total = layer.kernel - layer.stride;
   return total - total / 2;
 }
+
+// Whether a layer reads ELU of its input, which whoever writes it then applies. A residual block does so itself.
+inline bool wants_elu(const SeanetLayer& layer) { return layer.elu && layer.kind != SeanetKind::residual; }
 
 // What a layer needs of its padded input. Step o of its product reads steps [o * stride, o * stride + span).
 struct Geometry {
@@ -70,7 +73,7 @@ class Signal {
     const int64_t end = of_.left + received_, kept = of_.reflect ? of_.right + of_.stride : 0;
     const int64_t begin = std::max(begin_, std::min(done * of_.stride, end - kept));
     if (begin == begin_ || !started_) return;
-    std::memmove(data_ + margin_ * channels_, padded(begin), std::max<int64_t>(0, end - begin) * channels_ * sizeof(float));
+    std::copy(padded(begin), padded(end), data_ + margin_ * channels_);
     begin_ = begin;
   }
 
@@ -99,7 +102,7 @@ class Stack {
       : layers_(layers), count_(count), pool_(pool), done_(count) {
     // The largest number of steps that each signal receives at once, and holds.
     int64_t margin = 0;
-    source_block_ = block > 0 ? block : kBlockSteps;
+    source_block_ = block > 0 ? block : kBlockSteps * pool.threads;
     int64_t arriving = std::min(source_block_, length);
     for (int64_t i = 0; i < count; i++) {
       const SeanetLayer& layer = layers[i];
@@ -119,11 +122,11 @@ class Stack {
   }
 
   void run(const float* x, int64_t length, float* out) {
-    length_ = length, out_ = out, written_ = 0;
+    out_ = out;
     const SeanetLayer& first = layers_[0];
     for (int64_t t = 0; t < length; t += source_block_) {
       const int64_t count = std::min(source_block_, length - t);
-      if (first.elu && first.kind != SeanetKind::residual)
+      if (wants_elu(first))
         elu(x + t * first.in, count * first.in, signals_[0]->at(t));
       else
         std::copy(x + t * first.in, x + (t + count) * first.in, signals_[0]->at(t));
@@ -133,8 +136,9 @@ class Stack {
 
  private:
   // At least as many steps as share a block of the weights.
-  static int64_t automatic_block(const SeanetLayer& layer) {
-    return std::max(kSlidingRows, kBlockSteps / (layer.kind == SeanetKind::transposed ? layer.stride : 1));
+  int64_t automatic_block(const SeanetLayer& layer) const {
+    const int64_t steps = kBlockSteps * pool_.threads;
+    return std::max(kSlidingRows, steps / (layer.kind == SeanetKind::transposed ? layer.stride : 1));
   }
 
   // Layer i's input is there up to step `end`.
@@ -166,18 +170,16 @@ class Stack {
   // Steps [begin, end) of layer i's product.
   void compute(int64_t i, int64_t begin, int64_t end) {
     const SeanetLayer& layer = layers_[i];
-    const float* a = signals_[i]->padded(begin * geometry(layer).stride);
-    const bool elu_of_next = i + 1 < count_ && layers_[i + 1].elu && layers_[i + 1].kind != SeanetKind::residual;
-    const int64_t channels = layer.first_N();
+    const bool transposed = layer.kind == SeanetKind::transposed;
+    const bool elu_of_next = i + 1 < count_ && wants_elu(layers_[i + 1]);
+    const int64_t stride = geometry(layer).stride, first = transposed ? begin * layer.stride - trim(layer) : begin;
+    const float* x = signals_[i]->padded(begin * stride);
+    const Product product{layer.first, layer.first_K(), layer.first_N()};
+    const Target to{signals_[i + 1]->at(first), transposed ? product.N : layer.out, false, elu_of_next};
     if (layer.kind == SeanetKind::residual)
-      return residual(layer, a, end - begin, {signals_[i + 1]->at(begin), layer.out, false, elu_of_next});
-    if (layer.kind == SeanetKind::transposed) {
-      float* out = signals_[i + 1]->at(begin * layer.stride - trim(layer));
-      return sliding_product(end - begin, {a, layer.in, layer.first_K(), 0}, {layer.first, layer.first_K(), channels},
-                             {out, channels, false, elu_of_next}, pool_);
-    }
-    sliding_product(end - begin, rows(layer, a, layer.stride * layer.in), {layer.first, layer.first_K(), channels},
-                    {signals_[i + 1]->at(begin), channels, false, elu_of_next}, pool_);
+      residual(layer, x, end - begin, to);
+    else
+      sliding_product(end - begin, rows(layer, x, stride * layer.in), product, to, pool_);
   }
 
   static SlidingRows rows(const SeanetLayer& layer, const float* a, int64_t row) {
@@ -198,7 +200,7 @@ class Stack {
         elu(block, (count + of.span - 1) * in, activated);
         const Target out = to.from(begin);
         for (int64_t t = 0; t < count; t++)
-          std::copy(centre + t * in, centre + (t + 1) * in, layer.shortcut ? both + t * width + hidden : out.data + t * in);
+          std::copy(centre + t * in, centre + (t + 1) * in, layer.shortcut ? both + t * width + hidden : out.at(t));
         sliding_product(count, rows(layer, activated, in), {layer.first, layer.first_K(), hidden},
                         {both, width, false, true});
         sliding_product(count, {both, width, width, 0}, {layer.second, width, layer.out},
@@ -212,7 +214,7 @@ class Stack {
   const ThreadPool& pool_;
   std::vector<std::unique_ptr<Signal>> signals_;  // what each layer reads, and the output
   std::vector<int64_t> blocks_, done_;
-  int64_t source_block_, length_ = 0, written_ = 0;
+  int64_t source_block_, written_ = 0;  // steps of x at once, and of the output that are there
   float* out_ = nullptr;
 };
 

@@ -1,5 +1,5 @@
-// Matrix products over rows that overlap: row r of A is the run of K floats at a + r * a_row, so that a convolution over
-// a signal [time][channels] is a product without a copy of the signal (no im2col).
+// Matrix products over rows that overlap: row r of A is the run of K floats at a + r * a_row, so that a convolution
+// over a signal [time][channels] is a product without a copy of the signal (no im2col).
 #pragma once
 #include <algorithm>
 
@@ -13,7 +13,7 @@ namespace AAR_ISA {
 constexpr int64_t kColumns = kSeanetPanel;
 // Steps of K that are summed up in registers, before rounding errors add up; a block of a panel is then 8 KB.
 constexpr int64_t kSlidingDepth = 128;
-constexpr int64_t kSlidingRows = 96;  // that share a block of a panel in the first-level cache
+constexpr int64_t kSlidingRows = 96;   // that share a block of a panel in the first-level cache
 constexpr int64_t kSlidingAhead = 16;  // rows of a panel, fetched ahead where each is read once
 constexpr int kWide = kLanes * 2 < kColumns ? kColumns / kLanes : 2;  // vectors of a tile: whole panels, two at least
 constexpr int kNarrow = kWide / 2;                                    // for what is left of the columns
@@ -39,13 +39,14 @@ struct Target {
   int64_t row;
   bool add;  // to what is there
   bool elu;  // of the result
-  Target from(int64_t r) const { return {data + r * row, row, add, elu}; }
+  float* at(int64_t r) const { return data + r * row; }
+  Target from(int64_t r) const { return {at(r), row, add, elu}; }
 };
 
 #define AAR_UNROLL _Pragma("GCC unroll 16")
 
-// out[ROWS][VECTORS * kLanes] = A B + bias (null: none), plus what is there. Not inlined and unrolled from the start, so
-// that the sums stay in registers.
+// out[ROWS][VECTORS * kLanes] = A B + bias (null: none), plus what is there. Not inlined, and unrolled from the start,
+// so that the sums stay in registers.
 template <int ROWS, int VECTORS>
 __attribute__((noinline)) void sliding_tile(const float* a, int64_t a_row, const float* panel, int64_t next_panel,
                                             int64_t depth, const float* bias, const Target target) {
@@ -76,11 +77,11 @@ __attribute__((noinline)) void sliding_tile(const float* a, int64_t a_row, const
     }
   if (to.add)
     AAR_UNROLL for (int r = 0; r < ROWS; r++)
-      AAR_UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] += load(to.data + r * to.row + v * kLanes);
+      AAR_UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] += load(to.at(r) + v * kLanes);
   AAR_UNROLL for (int r = 0; r < ROWS; r++)
-    AAR_UNROLL for (int v = 0; v < VECTORS; v++) store(to.data + r * to.row + v * kLanes, sum[r][v]);
+    AAR_UNROLL for (int v = 0; v < VECTORS; v++) store(to.at(r) + v * kLanes, sum[r][v]);
   if (to.elu)
-    for (int r = 0; r < ROWS; r++) elu(to.data + r * to.row, VECTORS * kLanes, to.data + r * to.row);
+    for (int r = 0; r < ROWS; r++) elu(to.at(r), VECTORS * kLanes, to.at(r));
 }
 
 #undef AAR_UNROLL
@@ -111,9 +112,9 @@ void sliding_columns(int64_t rows, const float* a, int64_t a_row, const float* p
     float tile[ROWS * width] = {};
     if (out.add)
       for (int64_t r = 0; r < count; r++)
-        std::copy(out.data + r * out.row, out.data + r * out.row + columns, tile + r * width);
+        std::copy(out.at(r), out.at(r) + columns, tile + r * width);
     sliding_edge<ROWS, VECTORS>(count, left, a_row, panel, next_panel, depth, bias, {tile, width, out.add, out.elu});
-    for (int64_t r = 0; r < count; r++) std::copy(tile + r * width, tile + r * width + columns, out.data + r * out.row);
+    for (int64_t r = 0; r < count; r++) std::copy(tile + r * width, tile + r * width + columns, out.at(r));
   }
 }
 
@@ -154,32 +155,28 @@ inline void sliding_dots(int64_t rows, const SlidingRows& a, const Product& b, c
         for (int i = 0; k < a.run; k += kLanes, i++)
           sums[i] = fma(load_part(x + k, a.run - k), load_part(w + k, a.run - k), sums[i]);
       }
-      float& out = to.data[r * to.row + n];
+      float& out = to.at(r)[n];
       out = sum_lanes(sums[0] + sums[1]) + b.data[b.K * kColumns + n] + (to.add ? out : 0.0f);
     }
   }
   if (to.elu)
-    for (int64_t r = 0; r < rows; r++) elu(to.data + r * to.row, b.N, to.data + r * to.row);
+    for (int64_t r = 0; r < rows; r++) elu(to.at(r), b.N, to.at(r));
 }
 
-inline void sliding_product(int64_t rows, const SlidingRows& a, const Product& b, const Target& to) {
-  if (b.N <= 2) return sliding_dots(rows, a, b, to);
-  for (int64_t r = 0; r < rows; r += kSlidingRows)
-    sliding_panels(std::min(kSlidingRows, rows - r), a.from(r), b, 0, b.panels(), to.from(r));
-}
-
-// The same by all threads: blocks of rows, and where these are few, groups of panels.
+// The whole product by all threads: blocks of rows, and where these are few, groups of pairs of panels.
 inline void sliding_product(int64_t rows, const SlidingRows& a, const Product& b, const Target& to,
-                            const ThreadPool& pool) {
-  if (pool.threads <= 1 || b.N <= 2) return sliding_product(rows, a, b, to);
-  const int64_t blocks = (rows + kSlidingRows - 1) / kSlidingRows;
-  const int64_t groups = blocks >= 2 * pool.threads ? 1 : std::min<int64_t>(pool.threads, (b.panels() + 1) / 2);
+                            const ThreadPool& pool = {}) {
+  const int64_t blocks = (rows + kSlidingRows - 1) / kSlidingRows, pairs = (b.panels() + 1) / 2;
+  const int64_t groups = blocks >= 2 * pool.threads ? 1 : std::min<int64_t>(pool.threads, pairs);
   parallel(pool, blocks * groups, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
-      const int64_t r0 = rows * (task % blocks) / blocks, r1 = rows * (task % blocks + 1) / blocks, g = task / blocks;
-      const int64_t pairs = (b.panels() + 1) / 2;
-      sliding_panels(r1 - r0, a.from(r0), b, pairs * g / groups * 2,
-                     std::min(pairs * (g + 1) / groups * 2, b.panels()), to.from(r0));
+      const int64_t block = task % blocks, group = task / blocks;
+      const int64_t r0 = rows * block / blocks, r1 = rows * (block + 1) / blocks;
+      const int64_t p0 = pairs * group / groups * 2, p1 = std::min(pairs * (group + 1) / groups * 2, b.panels());
+      if (b.N <= 2)
+        sliding_dots(r1 - r0, a.from(r0), b, to.from(r0));
+      else
+        sliding_panels(r1 - r0, a.from(r0), b, p0, p1, to.from(r0));
     }
   });
 }
