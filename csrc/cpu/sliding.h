@@ -18,6 +18,7 @@ constexpr int64_t kSlidingAhead = 16;  // rows of a panel, fetched ahead where e
 constexpr int kWide = kLanes * 2 < kColumns ? kColumns / kLanes : 2;  // vectors of a tile: whole panels, two at least
 constexpr int kNarrow = kWide / 2;                                    // for what is left of the columns
 constexpr int kWideRows = kRegisters == 32 ? 12 : kWide == 2 ? 6 : 3;
+constexpr int kNarrowRows = kRegisters == 32 ? 16 : 2 * kWideRows;
 
 // B of a product, in panels as in seanet.h.
 struct Product {
@@ -133,7 +134,7 @@ inline void sliding_panels(int64_t rows, const SlidingRows& a, const Product& b,
       if (columns > kNarrow * kLanes)
         sliding_columns<kWideRows, kWide>(rows, left, a.row, panel, b.panel(), depth, bias, columns, out);
       else
-        sliding_columns<2 * kWideRows, kNarrow>(rows, left, a.row, panel, b.panel(), depth, bias, columns, out);
+        sliding_columns<kNarrowRows, kNarrow>(rows, left, a.row, panel, b.panel(), depth, bias, columns, out);
       n += columns > kNarrow * kLanes ? kWide * kLanes : kNarrow * kLanes;
     }
   }
