@@ -33,23 +33,36 @@ def stack(x: Tensor, packed: PackedStack, *, block: int = 0, backend: str | None
     _check(x, packed.weights, packed.layers[1])
     if block < 0:
         raise ValueError(f"block must not be negative, got {block}")
+    length = x.shape[2]
+    for fields in packed.fields:
+        if (length := fields.length(length)) < 1:
+            raise ValueError(f"{x.shape[2]} steps are fewer than a layer without padding reads")
     name = dispatch.select("seanet_stack", x, packed.weights, backend=backend)
     return ops.stack(x.transpose(1, 2), packed.weights, packed.layers, block, name).transpose(1, 2)
 
 
-def lstm(x: Tensor, packed: PackedLSTM, *, backend: str | None = None) -> Tensor:
-    """An LSTM over time, from a state of zeros, for inference: it has no gradient.
+def lstm(
+    x: Tensor, packed: PackedLSTM, *, state: Tensor | None = None, return_state: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """An LSTM over time, for inference: it has no gradient.
 
     Args:
         x: ``[B, C, T]`` in the dtype of the weights, T at least 1.
         packed: made by `pack_lstm`.
+        state: ``[layers, 2, B, C]``, h and c of each layer after the steps before; None for zeros.
+        return_state: also give the state after the last step.
 
     Returns:
         ``[B, C, T]``, channels last in memory: ``LSTM(x)``, or ``x + LSTM(x)`` where ``packed.skip``.
     """
     _check(x, packed.weights, packed.channels)
-    name = dispatch.select("seanet_lstm", x, packed.weights, backend=backend)
-    return ops.lstm(x.transpose(1, 2), packed.weights, packed.channels, packed.skip, name).transpose(1, 2)
+    shape = (packed.layers, 2, x.shape[0], packed.channels)
+    if state is not None and (tuple(state.shape) != shape or state.dtype != x.dtype):
+        raise ValueError(f"state must be {x.dtype} {list(shape)}, got {state.dtype} {list(state.shape)}")
+    name = dispatch.select("seanet_lstm", x, packed.weights, state, backend=backend)
+    out, after = ops.lstm(x.transpose(1, 2), packed.weights, packed.channels, packed.skip, state, name)
+    return (out.transpose(1, 2), after) if return_state else out.transpose(1, 2)
 
 
 def _check(x: Tensor, weights: Tensor, channels: int) -> None:

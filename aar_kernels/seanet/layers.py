@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PANEL = 16  # output channels side by side in memory; the same for every instruction set (csrc/include/aar/seanet.h)
-KINDS = CONV, TRANSPOSED, RESIDUAL = range(3)
+CONV, TRANSPOSED, RESIDUAL = range(3)  # kinds of a layer
+CENTERED, CAUSAL, NONE = range(3)  # paddings; NONE where the input begins with the steps that came before
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Fields(NamedTuple):
     kernel: int
     stride: int
     dilation: int
-    causal: int
+    padding: int
     reflect: int
     elu: int
     shortcut: int
@@ -116,9 +117,32 @@ class Fields(NamedTuple):
             return [(self.kernel * self.inputs, self.hidden), second]
         return [(self.taps * self.inputs, self.outputs * (self.stride if self.kind == TRANSPOSED else 1))]
 
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each product's packed weights."""
+        return [-(-N // PANEL) * (K + 1) * PANEL for K, N in self.products]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(int(number) for number in self)
+
+    @property
+    def span(self) -> int:
+        """Steps of input that a step of the first product reads."""
+        return self.taps if self.kind == TRANSPOSED else (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def context(self) -> int:
+        """Steps of input before a stride that its outputs depend on, where the layer is causal."""
+        return self.span - (1 if self.kind == TRANSPOSED else self.stride)
+
     def length(self, length: int) -> int:
         """Steps of output for steps of input."""
-        return length * self.stride if self.kind == TRANSPOSED else -(-length // self.stride)
+        if self.padding == NONE:
+            length -= self.context
+        if self.kind == TRANSPOSED:
+            return length * self.stride
+        return length // self.stride if self.padding == NONE else -(-length // self.stride)
 
     def flops(self, length: int) -> int:
         """Useful multiplications and additions for ``length`` steps of input."""
@@ -170,7 +194,7 @@ def pack(layers: Sequence[Layer], *, dtype: torch.dtype = torch.float32) -> Pack
             raise ValueError(f"a layer of {description.inputs} channels follows one of {fields[-1].outputs}")
         fields.append(description)
         parts += [_panels(matrix.detach().to(dtype), bias.detach().to(dtype)).flatten() for matrix, bias in products]
-    return PackedStack(torch.cat(parts), tuple(int(number) for layer in fields for number in layer))
+    return PackedStack(torch.cat(parts), tuple(number for layer in fields for number in layer.numbers))
 
 
 def pack_lstm(lstm: LSTM, *, dtype: torch.dtype = torch.float32) -> PackedLSTM:
@@ -198,8 +222,7 @@ def unpack(packed: PackedStack) -> list[list[tuple[Tensor, Tensor]]]:
     layers, at = [], 0
     for fields in packed.fields:
         products = []
-        for K, N in fields.products:
-            size = -(-N // PANEL) * (K + 1) * PANEL
+        for (K, N), size in zip(fields.products, fields.sizes, strict=True):
             panels = packed.weights[at : at + size].view(-1, K + 1, PANEL)
             rows = panels.transpose(0, 1).flatten(1)[:, :N]
             products.append((rows[:K], rows[K]))
@@ -245,8 +268,8 @@ def _describe(layer: Layer) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:
         raise ValueError(f"bias must be [{outputs}], got {list(bias.shape)}")
     if stride < 1 or dilation < 1 or (kernel - 1) * dilation + 1 < stride:
         raise ValueError(f"a kernel of {kernel}, dilated by {dilation}, does not cover a stride of {stride}")
-    kind = TRANSPOSED if transposed else CONV
-    fields = Fields(kind, inputs, 0, outputs, kernel, stride, dilation, layer.causal, reflect, layer.elu, 0)
+    kind, padding = TRANSPOSED if transposed else CONV, CAUSAL if layer.causal else CENTERED
+    fields = Fields(kind, inputs, 0, outputs, kernel, stride, dilation, padding, reflect, layer.elu, 0)
     bias = weight.new_zeros(outputs) if bias is None else bias
     if not transposed:
         return fields, [(weight.permute(2, 1, 0).reshape(-1, outputs), bias)]

@@ -24,5 +24,6 @@ def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     return torch.ops.aar_native.seanet_stack(x.contiguous(), weights, layers, block)
 
 
-def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool) -> Tensor:
-    return torch.ops.aar_native.seanet_lstm(x.contiguous(), weights.flatten(), weights.shape[0], skip)
+def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    state = None if state is None else state.contiguous()
+    return torch.ops.aar_native.seanet_lstm(x.contiguous(), weights.flatten(), weights.shape[0], skip, state)

@@ -14,9 +14,10 @@ from .layers import split_fields
 dispatch.register(__package__, "seanet_stack", "seanet_lstm")
 
 # x is [B, T, C] in fp32 (fp64: reference). The rest are the parts of a PackedStack or PackedLSTM, of x's dtype.
+_WEIGHTED = "(Tensor x, Tensor weights"
 _SCHEMAS = {
-    "seanet_stack": "(Tensor x, Tensor weights, int[] layers, int block, str backend) -> Tensor",
-    "seanet_lstm": "(Tensor x, Tensor weights, int channels, bool skip, str backend) -> Tensor",
+    "seanet_stack": f"{_WEIGHTED}, int[] layers, int block, str backend) -> Tensor",
+    "seanet_lstm": f"{_WEIGHTED}, int channels, bool skip, Tensor? state, str backend) -> (Tensor, Tensor)",
 }
 
 _library = torch.library.Library("aar_kernels", "FRAGMENT")
@@ -47,8 +48,8 @@ def _(x, weights, layers, block, backend):
 
 
 @torch.library.register_fake("aar_kernels::seanet_lstm", lib=_library)
-def _(x, weights, channels, skip, backend):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _(x, weights, channels, skip, state, backend):
+    return x.new_empty(x.shape), x.new_empty(weights.shape[0], 2, x.shape[0], channels)
 
 
 def stack(*args) -> Tensor:
@@ -56,6 +57,6 @@ def stack(*args) -> Tensor:
     return torch.ops.aar_kernels.seanet_stack(*args)
 
 
-def lstm(*args) -> Tensor:
+def lstm(*args) -> tuple[Tensor, Tensor]:
     """Run the operator; the backend's name is the last argument."""
     return torch.ops.aar_kernels.seanet_lstm(*args)

@@ -35,11 +35,23 @@ inline void recurrent_product(int64_t rows, const float* h, const Product& weigh
                                {gates + n, kGroup, true, false});
 }
 
-// The state of one layer, units padded to whole groups: h of the step before and of this one, and c.
+// The state of one layer: h of the step before and of this one, and c, units padded to whole groups.
 struct LstmState {
-  LstmState(int64_t batch, int64_t units, int64_t padded) : h(2 * batch * units), c(batch * padded) {
+  // before[h, c][batch][units], or null for zeros.
+  LstmState(const float* before, int64_t batch, int64_t units, int64_t padded)
+      : h(2 * batch * units), c(batch * padded) {
     std::fill(h.get(), h + 2 * batch * units, 0.0f);
     std::fill(c.get(), c + batch * padded, 0.0f);
+    if (before == nullptr) return;
+    std::copy(before, before + batch * units, h.get());
+    for (int64_t b = 0; b < batch; b++, before += units)
+      std::copy(before + batch * units, before + (batch + 1) * units, c + b * padded);
+  }
+  void save(int64_t steps, int64_t batch, int64_t units, int64_t padded, float* after) const {
+    const float* last = h + steps % 2 * batch * units;
+    std::copy(last, last + batch * units, after);
+    for (int64_t b = 0; b < batch; b++, after += units)
+      std::copy(c + b * padded, c + b * padded + units, after + batch * units);
   }
   Buffer<float> h, c;
 };
@@ -62,11 +74,14 @@ inline void lstm_units(int64_t batch, const float* gates, float* c, int64_t c_ro
 }
 
 inline void lstm(const LstmLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t units,
-                 bool skip, float* out, const ThreadPool& pool) {
+                 bool skip, const float* before, float* out, float* after, const ThreadPool& pool) {
   const int64_t groups = (units + kColumns - 1) / kColumns, padded = groups * kColumns, row = batch * units;
   const int64_t steps = std::min(length, std::max<int64_t>(1, kLstmRows / batch));
   std::vector<std::unique_ptr<LstmState>> states;
-  for (int64_t i = 0; i < count; i++) states.push_back(std::make_unique<LstmState>(batch, units, padded));
+  for (int64_t i = 0; i < count; i++) {
+    const float* state = before == nullptr ? nullptr : before + 2 * i * row;
+    states.push_back(std::make_unique<LstmState>(state, batch, units, padded));
+  }
   // [step][item][...]: a layer's input, which its output replaces, and the gates.
   Buffer<float> signal(steps * row), gates(steps * batch * groups * kGroup);
   for (int64_t begin = 0; begin < length; begin += steps) {
@@ -81,8 +96,8 @@ inline void lstm(const LstmLayer* layers, int64_t count, const float* x, int64_t
       LstmState& state = *states[i];
       sliding_product(now * batch, {signal, units, units, 0}, input, {gates, input.N, false, false}, pool);
       for (int64_t t = 0; t < now; t++) {
-        const float* before = state.h + (begin + t) % 2 * row;
-        float* after = state.h + (begin + t + 1) % 2 * row;
+        const float* h = state.h + (begin + t) % 2 * row;
+        float* next = state.h + (begin + t + 1) % 2 * row;
         parallel(pool, groups, [&](int64_t first, int64_t last) {
           Buffer<float> mine(batch * kGroup);
           for (int64_t i = first; i < last; i++) {
@@ -91,18 +106,19 @@ inline void lstm(const LstmLayer* layers, int64_t count, const float* x, int64_t
             const float* from = gates + t * batch * input.N + g * kGroup;
             for (int64_t b = 0; b < batch; b++)
               std::copy(from + b * input.N, from + b * input.N + kGroup, mine + b * kGroup);
-            recurrent_product(batch, before, recurrent, g, mine);
+            recurrent_product(batch, h, recurrent, g, mine);
             lstm_units(batch, mine, state.c + g * kColumns, padded, std::min(kColumns, units - g * kColumns),
-                       after + g * kColumns, units);
+                       next + g * kColumns, units);
           }
         });
-        std::copy(after, after + row, signal + t * row);
+        std::copy(next, next + row, signal + t * row);
       }
     }
     for_rows([&](int64_t at, const float* h) {
       for (int64_t u = 0; u < units; u++) out[at + u] = h[u] + (skip ? x[at + u] : 0.0f);
     });
   }
+  for (int64_t i = 0; i < count; i++) states[i]->save(length, batch, units, padded, after + 2 * i * row);
 }
 
 }  // namespace AAR_ISA

@@ -15,7 +15,7 @@ constexpr int64_t kResidualRows = 48;  // of a residual block, whose inner tenso
 
 // Steps of a transposed convolution's product that come before the output's first.
 inline int64_t trim(const SeanetLayer& layer) {
-  if (layer.kind != SeanetKind::transposed || layer.causal) return 0;
+  if (layer.kind != SeanetKind::transposed || layer.padding != SeanetPadding::centered) return 0;
   const int64_t total = layer.kernel - layer.stride;
   return total - total / 2;
 }
@@ -26,14 +26,16 @@ inline bool wants_elu(const SeanetLayer& layer) { return layer.elu && layer.kind
 // What a layer needs of its padded input. Step o of its product reads steps [o * stride, o * stride + span).
 struct Geometry {
   int64_t left, right, stride, span;
-  bool reflect;
+  bool reflect, whole;  // whether the last stride is filled up
 };
 inline Geometry geometry(const SeanetLayer& layer) {
-  if (layer.kind == SeanetKind::transposed)  // a step of its product reads what came before, zeros before the first
-    return {layer.taps() - 1, (trim(layer) + layer.stride - 1) / layer.stride, 1, layer.taps(), false};
-  const int64_t span = (layer.kernel - 1) * layer.dilation + 1, total = span - layer.stride;
-  const int64_t right = layer.causal ? 0 : total / 2;
-  return {total - right, right, layer.stride, span, layer.reflect};
+  const bool transposed = layer.kind == SeanetKind::transposed;
+  const int64_t span = layer.span(), stride = transposed ? 1 : layer.stride;
+  if (layer.padding == SeanetPadding::none) return {0, 0, stride, span, false, false};
+  if (transposed)  // a step of its product reads what came before, zeros before the first
+    return {span - 1, (trim(layer) + layer.stride - 1) / layer.stride, 1, span, false, false};
+  const int64_t total = span - stride, right = layer.padding == SeanetPadding::causal ? 0 : total / 2;
+  return {total - right, right, stride, span, layer.reflect, true};
 }
 
 // The input of a layer, from the earliest step that is still needed.
@@ -55,8 +57,7 @@ class Signal {
     }
     padding_ = 0;
     if (!last) return;
-    const int64_t extra = (of_.stride - received_ % of_.stride) % of_.stride;  // the last step is a whole one
-    padding_ = of_.right + extra;
+    padding_ = of_.right + (of_.whole ? (of_.stride - received_ % of_.stride) % of_.stride : 0);
     // A signal that is shorter than its padding is reflected behind zeros, as EnCodec does.
     const int64_t length = std::max(received_, std::max(of_.left, padding_) + 1);
     for (int64_t t = received_; t < received_ + padding_; t++) pad(t, length);
@@ -115,10 +116,11 @@ class Stack {
       const bool transposed = layer.kind == SeanetKind::transposed;
       margin = trim(layer);
       arriving = steps * (transposed ? layer.stride : 1);
-      length = layer.length(length) + (transposed ? layer.kernel : 0);  // those that are trimmed need room too
+      length = layer.length(length) + layer.kernel;  // those that are trimmed need room too
     }
     const SeanetLayer& last = layers[count - 1];
-    signals_.push_back(std::make_unique<Signal>(Geometry{0, 0, 1, 1, false}, last.out, margin, arriving + last.kernel));
+    const Geometry of{0, 0, 1, 1, false, false};
+    signals_.push_back(std::make_unique<Signal>(of, last.out, margin, arriving + last.kernel));
   }
 
   void run(const float* x, int64_t length, float* out) {
@@ -161,7 +163,7 @@ class Stack {
       done = until;
       int64_t there = until;
       if (layer.kind == SeanetKind::transposed)
-        there = std::clamp<int64_t>(until * layer.stride - trim(layer), 0, end * layer.stride);
+        there = std::max<int64_t>(0, std::min(until * layer.stride - trim(layer), layer.length(end)));
       if (there > 0 || ends) advance(i + 1, there, ends);
     }
     in.drop(done);
@@ -191,12 +193,12 @@ class Stack {
   void residual(const SeanetLayer& layer, const float* x, int64_t steps, const Target& to) const {
     const Geometry of = geometry(layer);
     const int64_t blocks = (steps + kResidualRows - 1) / kResidualRows, in = layer.in, hidden = layer.hidden;
-    const int64_t width = layer.second_K();
+    const int64_t width = layer.second_K(), centre_step = layer.padding == SeanetPadding::none ? of.span - 1 : of.left;
     parallel(pool_, blocks, [&](int64_t first, int64_t last) {
       Buffer<float> activated((kResidualRows + of.span) * in), both(kResidualRows * width);
       for (int64_t b = first; b < last; b++) {
         const int64_t begin = steps * b / blocks, count = steps * (b + 1) / blocks - begin;
-        const float *block = x + begin * in, *centre = block + of.left * in;
+        const float *block = x + begin * in, *centre = block + centre_step * in;
         elu(block, (count + of.span - 1) * in, activated);
         const Target out = to.from(begin);
         for (int64_t t = 0; t < count; t++)

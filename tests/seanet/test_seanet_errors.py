@@ -28,6 +28,12 @@ def test_wrong_input_of_the_lstm(backend, x):
         lstm(x, PACKED_LSTM, backend=backend)
 
 
+@pytest.mark.parametrize("state", [torch.zeros(1, 2, 3, 6), torch.zeros(2, 2, 2, 6), torch.zeros(1, 2, 2, 6).double()])
+def test_wrong_state_of_the_lstm(backend, state):
+    with pytest.raises(ValueError, match=r"state must be torch\.float32 \[1, 2, 2, 6\], got"):
+        lstm(Y, PACKED_LSTM, state=state, backend=backend)
+
+
 def test_wrong_block(backend):
     with pytest.raises(ValueError, match="block must not be negative"):
         stack(X, PACKED, block=-1, backend=backend)
@@ -111,6 +117,8 @@ def test_the_binding_checks_what_could_read_outside(fast):
         (x, weights[:-1], fields, 0),
         (x, torch.cat([weights, weights[:1]]), fields, 0),
         (x, weights, changed(kind=3), 0),
+        (x, weights, changed(padding=3), 0),
+        (x[:, :3].contiguous(), weights, changed(padding=2), 0),
         (x, weights, changed(stride=5), 0),
         (x, weights, changed(kernel=0), 0),
         (x, weights, changed(kind=2, stride=1), 0),
@@ -121,12 +129,13 @@ def test_the_binding_checks_what_could_read_outside(fast):
             call(*wrong)
     call, weights, y = torch.ops.aar_native.seanet_lstm, PACKED_LSTM.weights.flatten(), Y.mT.contiguous()
     for wrong in (
-        (Y, weights, 1, True),
-        (y[:, :0], weights, 1, True),
-        (y, weights, 0, True),
-        (y, weights, 2, True),
-        (y, weights[:-1], 1, True),
-        (y, weights.double(), 1, True),
+        (Y, weights, 1, True, None),
+        (y[:, :0], weights, 1, True, None),
+        (y, weights, 0, True, None),
+        (y, weights, 2, True, None),
+        (y, weights[:-1], 1, True, None),
+        (y, weights.double(), 1, True, None),
+        (y, weights, 1, True, torch.zeros(1, 2, 1, 6)),
     ):
         with pytest.raises(RuntimeError, match="aar_native"):
             call(*wrong)

@@ -22,7 +22,8 @@ def test_opcheck(backend, seed):
     arguments = (x, packed.weights, packed.layers, seed, backend)
     torch.library.opcheck(torch.ops.aar_kernels.seanet_stack.default, arguments)
     packed = pack_lstm(make_lstm(seed, 6, 2)[0])
-    arguments = (torch.randn(2, 7, 6), packed.weights, 6, seed % 2 == 0, backend)
+    state = torch.randn(2, 2, 2, 6) if seed > 1 else None
+    arguments = (torch.randn(2, 7, 6), packed.weights, 6, seed % 2 == 0, state, backend)
     torch.library.opcheck(torch.ops.aar_kernels.seanet_lstm.default, arguments)
 
 

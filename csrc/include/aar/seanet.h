@@ -15,6 +15,8 @@ namespace aar {
 constexpr int64_t kSeanetPanel = 16;
 
 enum class SeanetKind { conv, transposed, residual };
+// What a layer adds to its input: on both sides, before it, or nothing, where the input begins with what came before.
+enum class SeanetPadding { centered, causal, none };
 
 // A layer of a stack. conv: K is kernel * in, tap by tap, N is out. transposed: a convolution of `taps` taps that gives
 // stride * out channels, which are `stride` steps of the output. residual: [ELU, conv, ELU, 1x1 conv] + shortcut, the
@@ -22,7 +24,8 @@ enum class SeanetKind { conv, transposed, residual };
 struct SeanetLayer {
   SeanetKind kind;
   int64_t in, hidden, out, kernel, stride, dilation;
-  bool causal, reflect;  // reflect padding, or zeros
+  SeanetPadding padding;
+  bool reflect;          // the signal reflected, or zeros
   bool elu;              // of the input, before a conv or transposed
   bool shortcut;         // of a residual: a convolution, or the identity
   const float *first, *second;
@@ -36,9 +39,13 @@ struct SeanetLayer {
   static int64_t size(int64_t K, int64_t N) { return (N + kSeanetPanel - 1) / kSeanetPanel * (K + 1) * kSeanetPanel; }
   int64_t first_size() const { return size(first_K(), first_N()); }
   int64_t second_size() const { return kind == SeanetKind::residual ? size(second_K(), out) : 0; }
-  // Steps of output for `length` of input.
+  // Steps of input that a step of the first product reads.
+  int64_t span() const { return kind == SeanetKind::transposed ? taps() : (kernel - 1) * dilation + 1; }
+  // Steps of output for `length` of input; below 1 for too few.
   int64_t length(int64_t length) const {
-    return kind == SeanetKind::transposed ? length * stride : (length + stride - 1) / stride;
+    if (padding == SeanetPadding::none) length -= span() - (kind == SeanetKind::transposed ? 1 : stride);
+    if (kind == SeanetKind::transposed) return length * stride;
+    return padding == SeanetPadding::none ? length / stride : (length + stride - 1) / stride;
   }
 };
 
@@ -53,9 +60,10 @@ struct SeanetKernels {
   // layer's product computes before the next layer takes them; 0: as many as suit the caches.
   void (*stack)(const SeanetLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t block,
                 float* out, const ThreadPool&);
-  // x[batch][length][units] -> out the same, x + LSTM(x) where `skip`; a state of zeros before the first step.
+  // x[batch][length][units] -> out the same, x + LSTM(x) where `skip`. before and after[count][h, c][batch][units] are
+  // the states around the steps; null before the first means zeros.
   void (*lstm)(const LstmLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t units,
-               bool skip, float* out, const ThreadPool&);
+               bool skip, const float* before, float* out, float* after, const ThreadPool&);
 };
 
 AAR_LEVELS(SeanetKernels, seanet_kernels)
