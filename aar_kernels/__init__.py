@@ -22,6 +22,7 @@ _HOMES = {
     "sampling": None,
     "scale_attention": "attention",
     "scale_attention_step": "attention",
+    "seanet": None,
     "use_backend": "dispatch",
 }
 __all__ = [*_HOMES]

@@ -2,5 +2,6 @@
 
 from .linear.module import PackedLinear
 from .quantization.module import MultiScaleResidualQuantizer
+from .seanet.module import PackedSEANet
 
-__all__ = ["MultiScaleResidualQuantizer", "PackedLinear"]
+__all__ = ["MultiScaleResidualQuantizer", "PackedLinear", "PackedSEANet"]

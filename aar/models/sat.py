@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 import aar_kernels as ak
 
+from . import inference
 from .pretrained import Pretrained, config_from_dict
 from .seanet import seanet_decoder, seanet_encoder
 from .windows import Windows
@@ -184,7 +185,7 @@ class SAT(Pretrained):
         codes = []
         with self._folded():
             for part in windows.flatten(0, 1).unsqueeze(1).split(WINDOWS_PER_BATCH):
-                codes.append(self.quantizer.encode(self.encoder(part)))
+                codes.append(self.quantizer.encode(inference.run(self.encoder, part)))
                 _advance(progress, len(part))
         return torch.cat(codes).unflatten(0, windows.shape[:2])
 
@@ -309,7 +310,7 @@ class SAT(Pretrained):
             for first in range(0, batch * count, WINDOWS_PER_BATCH):
                 part = flat[first : first + WINDOWS_PER_BATCH]
                 for version, latent in enumerate(latents(part)):
-                    for place, window in enumerate(self.decoder(latent).squeeze(1), start=first):
+                    for place, window in enumerate(inference.run(self.decoder, latent).squeeze(1), start=first):
                         windows.add(out[version, place // count], window, place % count)
                 _advance(progress, len(part))
         return out[:, :, None, :num_samples]

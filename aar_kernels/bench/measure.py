@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,15 +29,17 @@ class Case:
 
 
 def interleaved(
-    variants: dict[str, Variant], seconds: float, device: str = "cpu", *, runs: int = 5, warmup: int = 2
-) -> dict[str, dict[str, float]]:
+    variants: dict[str, Variant], seconds: float, device: str = "cpu", *, runs: int = 5, warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """Times of each variant in milliseconds: ``p50``, ``p20``, ``p80`` and the number of ``runs``.
 
     One run of each in turn, so that whatever else the machine does falls on all alike, for ``seconds`` per variant
     (at least ``runs`` times), after ``warmup`` runs that do not count. On CUDA a time is what passes between two events
-    around a run, on an idle device: what the host takes to launch counts where it is longer.
+    around a run, on an idle device: what the host takes to launch counts where it is longer. On a CPU ``clock`` may be
+    `time.process_time`, so that one thread is timed fairly while other processes take turns with it.
     """
-    timed = _cuda_milliseconds if device == "cuda" else _milliseconds
+    timed = _cuda_milliseconds if device == "cuda" else partial(_milliseconds, clock=clock)
     for run in variants.values():
         for _ in range(warmup):
             run()
@@ -48,10 +51,10 @@ def interleaved(
     return {name: _percentiles(values) for name, values in times.items()}
 
 
-def _milliseconds(run: Variant) -> float:
-    start = time.perf_counter()
+def _milliseconds(run: Variant, clock: Callable[[], float]) -> float:
+    start = clock()
     run()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (clock() - start)
 
 
 def _cuda_milliseconds(run: Variant) -> float:

@@ -56,7 +56,14 @@ inline Floats fma(Floats a, Floats b, Floats c) {
   return a * b + c;
 #endif
 }
-inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
+// b where either is NaN.
+inline Floats max(Floats a, Floats b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (Floats)_mm256_max_ps((__m256)a, (__m256)b);  // GCC would make a comparison and a blend
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // The first `count` lanes of p, `fill` behind: how loops treat the end of a row without reading beyond it.
 inline Floats load_part(const float* p, int64_t count, float fill = 0.0f) {

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks import generation, training
+from benchmarks import codec, generation, training
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +13,7 @@ def _fill_empty(nan_filled_empty):
 def quick(monkeypatch):
     """Benchmarks that measure no peaks, and leave the number of threads as it was."""
     threads = torch.get_num_threads()
-    for module in (generation, training):
+    for module in (codec, generation, training):
         monkeypatch.setattr(module, "peaks", lambda: {"peak_gflops": 50.0, "read_gbs": 10.0})
     torch.set_num_threads(1)  # two wait for each other where other processes run
     yield

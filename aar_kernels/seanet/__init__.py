@@ -1,0 +1,26 @@
+"""The convolution stacks and the LSTM of SEANet autoencoders (EnCodec, SAT and others), for inference.
+
+The trail of the operator: `layers` (layers as data, and how weights are stored), `reference` (the mathematics), `api`
+(public functions), `ops` (schemas), `native` (backend), `module` (a whole encoder or decoder),
+`streaming` (the same in chunks).
+"""
+
+from .api import lstm, stack
+from .layers import LSTM, Conv, ConvTranspose, PackedLSTM, PackedStack, Residual, pack, pack_lstm
+from .module import PackedSEANet
+from .streaming import Stream
+
+__all__ = [
+    "LSTM",
+    "Conv",
+    "ConvTranspose",
+    "PackedLSTM",
+    "PackedSEANet",
+    "PackedStack",
+    "Residual",
+    "Stream",
+    "lstm",
+    "pack",
+    "pack_lstm",
+    "stack",
+]

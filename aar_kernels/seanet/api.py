@@ -1,0 +1,73 @@
+"""The public functions of SEANet: they check their input, then pick a backend.
+
+Raise, on every backend alike:
+    ValueError: shapes, dtypes or devices that do not fit, or gradients asked for.
+    BackendError: a forced backend that cannot run the call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from . import ops
+from .layers import PackedLSTM, PackedStack
+
+
+def stack(x: Tensor, packed: PackedStack, *, block: int = 0, backend: str | None = None) -> Tensor:
+    """Convolution layers in turn, for inference: they have no gradient.
+
+    The native backend computes a layer block by block, and gives each block to the next layer while it is in the
+    cache; the memory it takes does not grow with T. Results depend neither on the block, nor on the other items, nor
+    on the number of threads.
+
+    Args:
+        x: ``[B, in, T]`` in the dtype of the weights, T at least 1.
+        packed: layers packed by `pack`.
+        block: steps of output in a block of each layer; 0 lets the backend choose.
+
+    Returns:
+        ``[B, out, T']``, channels last in memory.
+    """
+    _check(x, packed.weights, packed.layers[1])
+    if block < 0:
+        raise ValueError(f"block must not be negative, got {block}")
+    length = x.shape[2]
+    for fields in packed.fields:
+        if (length := fields.length(length)) < 1:
+            raise ValueError(f"{x.shape[2]} steps are fewer than a layer without padding reads")
+    name = dispatch.select("seanet_stack", x, packed.weights, backend=backend)
+    return ops.stack(x.transpose(1, 2), packed.weights, packed.layers, block, name).transpose(1, 2)
+
+
+def lstm(
+    x: Tensor, packed: PackedLSTM, *, state: Tensor | None = None, return_state: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """An LSTM over time, for inference: it has no gradient.
+
+    Args:
+        x: ``[B, C, T]`` in the dtype of the weights, T at least 1.
+        packed: made by `pack_lstm`.
+        state: ``[layers, 2, B, C]``, h and c of each layer after the steps before; None for zeros.
+        return_state: also give the state after the last step.
+
+    Returns:
+        ``[B, C, T]``, channels last in memory: ``LSTM(x)``, or ``x + LSTM(x)`` where ``packed.skip``.
+    """
+    _check(x, packed.weights, packed.channels)
+    shape = (packed.layers, 2, x.shape[0], packed.channels)
+    if state is not None and (tuple(state.shape) != shape or state.dtype != x.dtype):
+        raise ValueError(f"state must be {x.dtype} {list(shape)}, got {state.dtype} {list(state.shape)}")
+    name = dispatch.select("seanet_lstm", x, packed.weights, state, backend=backend)
+    out, after = ops.lstm(x.transpose(1, 2), packed.weights, packed.channels, packed.skip, state, name)
+    return (out.transpose(1, 2), after) if return_state else out.transpose(1, 2)
+
+
+def _check(x: Tensor, weights: Tensor, channels: int) -> None:
+    if x.dim() != 3 or x.shape[1] != channels or x.shape[2] < 1 or x.dtype != weights.dtype:
+        wanted = f"{weights.dtype} [B, {channels}, T] with T at least 1"
+        raise ValueError(f"x must be {wanted}, got {x.dtype} {list(x.shape)}")
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise ValueError("packed layers are not differentiable; call them under torch.no_grad()")

@@ -1,0 +1,294 @@
+"""The layers of a SEANet with their weights, and the form in which kernels read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PANEL = 16  # output channels side by side in memory; the same for every instruction set (csrc/include/aar/seanet.h)
+CONV, TRANSPOSED, RESIDUAL = range(3)  # kinds of a layer
+CENTERED, CAUSAL, NONE = range(3)  # paddings; NONE where the input begins with the steps that came before
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """``Conv1d``, padded as EnCodec does: ``[B, in, T]`` -> ``[B, out, ceil(T / stride)]``.
+
+    With ``total = dilation * (kernel - 1) + 1 - stride``, ``total // 2`` steps are added on the right and the rest on
+    the left, or all on the left if causal; and on the right what the last stride lacks. A signal no longer than its
+    padding is first extended by zeros.
+
+    Args:
+        weight: ``[out, in, kernel]``, weight norm folded.
+        bias: ``[out]``, or None.
+        reflect: what is added is the signal reflected, else zeros.
+        elu: of the input, before the convolution.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: int = 1
+    dilation: int = 1
+    causal: bool = False
+    reflect: bool = True
+    elu: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ConvTranspose:
+    """``ConvTranspose1d``, trimmed as EnCodec does: ``[B, in, T]`` -> ``[B, out, T * stride]``.
+
+    With ``total = kernel - stride``, ``total // 2`` steps are cut on the right and the rest on the left, or all on the
+    right if causal.
+
+    Args:
+        weight: ``[in, out, kernel]``, weight norm folded.
+        bias: ``[out]``, or None.
+        elu: of the input, before the convolution.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: int = 1
+    causal: bool = False
+    elu: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """``narrow(ELU(first(ELU(x)))) + shortcut(x)``: ``[B, in, T]`` -> ``[B, out, T]``.
+
+    Args:
+        first: a convolution of stride 1. Its ELU is taken for granted.
+        narrow: a convolution with one tap, back to ``out`` channels.
+        shortcut: the same from the input, or None for the identity.
+    """
+
+    first: Conv
+    narrow: Conv
+    shortcut: Conv | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LSTM:
+    """Layers of an ``nn.LSTM`` whose input and hidden sizes are equal, from a state of zeros, and x + LSTM(x).
+
+    Args:
+        weights: of each layer ``weight_ih``, ``weight_hh`` ``[4 C, C]``, ``bias_ih``, ``bias_hh`` ``[4 C]``.
+        skip: whether x is added.
+    """
+
+    weights: Sequence[Sequence[Tensor]]
+    skip: bool = True
+
+
+Layer = Conv | ConvTranspose | Residual
+
+
+class Fields(NamedTuple):
+    """A layer without its weights, as operators take it: 11 numbers (csrc/bindings/torch_seanet.cpp)."""
+
+    kind: int
+    inputs: int
+    hidden: int
+    outputs: int
+    kernel: int
+    stride: int
+    dilation: int
+    padding: int
+    reflect: int
+    elu: int
+    shortcut: int
+
+    @property
+    def taps(self) -> int:
+        return -(-self.kernel // self.stride) if self.kind == TRANSPOSED else self.kernel
+
+    @property
+    def products(self) -> list[tuple[int, int]]:
+        """(K, N) of each of the layer's matrix products."""
+        if self.kind == RESIDUAL:
+            second = (self.hidden + self.inputs * self.shortcut, self.outputs)
+            return [(self.kernel * self.inputs, self.hidden), second]
+        return [(self.taps * self.inputs, self.outputs * (self.stride if self.kind == TRANSPOSED else 1))]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each product's packed weights."""
+        return [-(-N // PANEL) * (K + 1) * PANEL for K, N in self.products]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(int(number) for number in self)
+
+    @property
+    def span(self) -> int:
+        """Steps of input that a step of the first product reads."""
+        return self.taps if self.kind == TRANSPOSED else (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def context(self) -> int:
+        """Steps of input before a stride that its outputs depend on, where the layer is causal."""
+        return self.span - (1 if self.kind == TRANSPOSED else self.stride)
+
+    def length(self, length: int) -> int:
+        """Steps of output for steps of input."""
+        if self.padding == NONE:
+            length -= self.context
+        if self.kind == TRANSPOSED:
+            return length * self.stride
+        return length // self.stride if self.padding == NONE else -(-length // self.stride)
+
+    def flops(self, length: int) -> int:
+        """Useful multiplications and additions for ``length`` steps of input."""
+        if self.kind == TRANSPOSED:
+            return 2 * self.inputs * self.outputs * self.kernel * length
+        return 2 * sum(K * N for K, N in self.products) * self.length(length)
+
+
+class PackedStack(NamedTuple):
+    """Layers whose weights were copied into one tensor, made by `pack`."""
+
+    weights: Tensor  # of each product in turn [ceil(N / PANEL), K + 1, PANEL], zeros after N; row K is the bias
+    layers: tuple[int, ...]  # Fields of each layer, one after the other
+
+    @property
+    def fields(self) -> list[Fields]:
+        return split_fields(self.layers)
+
+
+class PackedLSTM(NamedTuple):
+    """An LSTM whose weights were copied into one tensor, made by `pack_lstm`."""
+
+    weights: Tensor  # [layers, 2, groups of 16 units, gates i f g o, C + 1, 16]: input weights, recurrent ones
+    channels: int
+    skip: bool
+
+    @property
+    def layers(self) -> int:
+        return self.weights.shape[0]
+
+
+def split_fields(numbers: Sequence[int]) -> list[Fields]:
+    size = len(Fields._fields)
+    return [Fields(*numbers[i : i + size]) for i in range(0, len(numbers), size)]
+
+
+def pack(layers: Sequence[Layer], *, dtype: torch.dtype = torch.float32) -> PackedStack:
+    """Copy the weights of layers that follow each other. Later changes of them do not reach the copy.
+
+    Raises:
+        ValueError: no layers, shapes that do not fit, or options that no layer has.
+    """
+    if not layers:
+        raise ValueError("a stack needs a layer")
+    fields, parts = [], []
+    for layer in layers:
+        description, products = _describe(layer)
+        if fields and fields[-1].outputs != description.inputs:
+            raise ValueError(f"a layer of {description.inputs} channels follows one of {fields[-1].outputs}")
+        fields.append(description)
+        parts += [_panels(matrix.detach().to(dtype), bias.detach().to(dtype)).flatten() for matrix, bias in products]
+    return PackedStack(torch.cat(parts), tuple(number for layer in fields for number in layer.numbers))
+
+
+def pack_lstm(lstm: LSTM, *, dtype: torch.dtype = torch.float32) -> PackedLSTM:
+    """Copy the weights of an LSTM.
+
+    Raises:
+        ValueError: no layers, or shapes that do not fit.
+    """
+    if not lstm.weights:
+        raise ValueError("an LSTM needs a layer")
+    channels = lstm.weights[0][1].shape[-1]
+    layers = []
+    for tensors in lstm.weights:
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        if channels < 1 or shapes != [(4 * channels, channels)] * 2 + [(4 * channels,)] * 2:
+            raise ValueError(f"an LSTM layer has [4 C, C] twice and [4 C] twice, got {shapes}")
+        w_ih, w_hh, b_ih, b_hh = (tensor.detach().to(dtype) for tensor in tensors)
+        bias = b_ih + b_hh
+        layers.append(torch.stack([_gates(w_ih, bias), _gates(w_hh, torch.zeros_like(bias))]))
+    return PackedLSTM(torch.stack(layers), channels, lstm.skip)
+
+
+def unpack(packed: PackedStack) -> list[list[tuple[Tensor, Tensor]]]:
+    """Of each layer its products: ``[K, N]`` and bias ``[N]``."""
+    layers, at = [], 0
+    for fields in packed.fields:
+        products = []
+        for (K, N), size in zip(fields.products, fields.sizes, strict=True):
+            panels = packed.weights[at : at + size].view(-1, K + 1, PANEL)
+            rows = panels.transpose(0, 1).flatten(1)[:, :N]
+            products.append((rows[:K], rows[K]))
+            at += size
+        layers.append(products)
+    return layers
+
+
+def unpack_lstm(packed: PackedLSTM) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each layer ``weight_ih``, ``weight_hh`` ``[4 C, C]`` and the sum of the biases ``[4 C]``."""
+    layers = []
+    for tensor in packed.weights:  # [2, groups, 4, C + 1, 16] -> [2, 4, C, C + 1]
+        rows = tensor.permute(0, 2, 1, 4, 3).flatten(2, 3)[:, :, : packed.channels].flatten(1, 2)
+        layers.append((rows[0, :, :-1], rows[1, :, :-1], rows[0, :, -1]))
+    return layers
+
+
+def _gates(weight: Tensor, bias: Tensor) -> Tensor:
+    """``[4 C, C]`` -> ``[groups, 4, C + 1, 16]``."""
+    channels = weight.shape[1]
+    rows = torch.cat([weight, bias[:, None]], 1).view(4, channels, channels + 1)
+    return F.pad(rows, (0, 0, 0, -channels % PANEL)).view(4, -1, PANEL, channels + 1).permute(1, 0, 3, 2)
+
+
+def _panels(matrix: Tensor, bias: Tensor) -> Tensor:
+    """``[K, N]`` and ``[N]`` -> ``[ceil(N / PANEL), K + 1, PANEL]``."""
+    rows = F.pad(torch.cat([matrix, bias[None]]), (0, -matrix.shape[1] % PANEL))
+    return rows.view(rows.shape[0], -1, PANEL).transpose(0, 1)
+
+
+def _describe(layer: Layer) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:
+    if isinstance(layer, Residual):
+        return _describe_residual(layer)
+    transposed = isinstance(layer, ConvTranspose)
+    if not isinstance(layer, (Conv, ConvTranspose)):
+        raise ValueError(f"a layer is a Conv, ConvTranspose or Residual, got {type(layer).__name__}")
+    dilation, reflect = (1, False) if transposed else (layer.dilation, layer.reflect)
+    weight, bias, stride = layer.weight, layer.bias, layer.stride
+    if weight.dim() != 3 or 0 in weight.shape or not weight.dtype.is_floating_point:
+        raise ValueError(f"weight must be floating point in 3 dimensions, got {weight.dtype} {list(weight.shape)}")
+    inputs, outputs, kernel = (weight.shape[i] for i in ((0, 1, 2) if transposed else (1, 0, 2)))
+    if bias is not None and tuple(bias.shape) != (outputs,):
+        raise ValueError(f"bias must be [{outputs}], got {list(bias.shape)}")
+    if stride < 1 or dilation < 1 or (kernel - 1) * dilation + 1 < stride:
+        raise ValueError(f"a kernel of {kernel}, dilated by {dilation}, does not cover a stride of {stride}")
+    kind, padding = TRANSPOSED if transposed else CONV, CAUSAL if layer.causal else CENTERED
+    fields = Fields(kind, inputs, 0, outputs, kernel, stride, dilation, padding, reflect, layer.elu, 0)
+    bias = weight.new_zeros(outputs) if bias is None else bias
+    if not transposed:
+        return fields, [(weight.permute(2, 1, 0).reshape(-1, outputs), bias)]
+    # Step o of the product reads inputs o - taps + 1 to o and gives the output's steps o * stride to (o + 1) * stride.
+    taps = F.pad(weight, (0, fields.taps * stride - kernel)).view(inputs, outputs, fields.taps, stride).flip(2)
+    return fields, [(taps.permute(2, 0, 3, 1).reshape(-1, stride * outputs), bias.repeat(stride))]
+
+
+def _describe_residual(layer: Residual) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:
+    first, products = _describe(layer.first)
+    described = [_describe(conv) for conv in (layer.narrow, layer.shortcut) if conv is not None]
+    parts = [fields for fields, _ in described]
+    if first.stride != 1 or any((part.kernel, part.stride) != (1, 1) for part in parts):
+        raise ValueError("a residual block has a first convolution of stride 1, and then convolutions of one tap")
+    outputs = first.inputs if layer.shortcut is None else parts[1].outputs
+    fitting = [(first.outputs, outputs), (first.inputs, outputs)]
+    if [(part.inputs, part.outputs) for part in parts] != fitting[: len(parts)]:
+        raise ValueError("the convolutions of a residual block do not fit together")
+    fields = first._replace(kind=RESIDUAL, hidden=first.outputs, outputs=outputs, elu=1, shortcut=len(parts) - 1)
+    # One product gives the sum of both, over the hidden channels and the input's.
+    matrices, biases = zip(*(product for _, [product] in described), strict=True)
+    return fields, [*products, (torch.cat(matrices), sum(biases))]

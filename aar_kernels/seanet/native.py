@@ -1,0 +1,29 @@
+"""The compiled CPU backend (csrc)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._library import library
+
+
+def unavailable() -> str | None:
+    return library.reason
+
+
+def unsupported(problem) -> str | None:
+    if problem.device != "cpu":
+        return f"compiled for the CPU, but tensors are on {problem.device}"
+    if problem.dtype != torch.float32:
+        return f"computes in float32, not in {problem.dtype}"
+    return None
+
+
+def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
+    return torch.ops.aar_native.seanet_stack(x.contiguous(), weights, layers, block)
+
+
+def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    state = None if state is None else state.contiguous()
+    return torch.ops.aar_native.seanet_lstm(x.contiguous(), weights.flatten(), weights.shape[0], skip, state)

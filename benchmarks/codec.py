@@ -1,0 +1,263 @@
+"""``python -m benchmarks.codec``: whole codecs, one second of audio per item: encode and decode, against plain PyTorch.
+
+SAT in the published sizes and in those of configs/small-sat.yaml, quantizer included, and the autoencoder of EnCodec
+24 kHz as transformers builds it. Weights are random. First every variant is checked against eager PyTorch in float64.
+With ``--layers`` each layer is timed too, against the machine's large matrix product.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from aar import SAT, SATConfig
+from aar.models.inference import packed_layers
+from aar_kernels import use_backend
+from aar_kernels.bench.measure import Variant, interleaved, peak_memory
+from aar_kernels.seanet import LSTM, PackedLSTM, PackedSEANet, lstm, pack, pack_lstm, stack
+from aar_kernels.seanet.encodec import encodec_layers
+
+from .common import parser, peaks, print_machine, print_row, write
+
+SMALL = SATConfig(n_filters=16, lstm_layers=1, dim=256)
+CODECS = ("sat", "small", "encodec")
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Half:
+    """Encoding or decoding: variants that compute the same from ``input(batch)``."""
+
+    name: str
+    network: nn.Module  # the encoder or decoder, weight norm folded
+    steps: int  # that the network reads of one item
+    input: Callable[[int], Tensor]
+    variants: dict[str, Run]  # "ours" first
+
+
+def main(argv: list[str] | None = None, config: SATConfig | None = None) -> int:
+    options = parser("benchmarks.codec", __doc__)
+    options.add_argument("--codec", nargs="+", choices=CODECS, default=list(CODECS), help="default: all")
+    options.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="seconds at once (default: 1 8 32)")
+    options.add_argument("--layers", action="store_true", help="also time each layer, at batch 1 and one thread")
+    options.add_argument("--cpu-time", action="store_true", help="time one thread by its own clock, on a busy machine")
+    options = options.parse_args(argv)
+
+    print_machine()
+    rows, any_wrong = [], False
+    for half in _halves(options.codec, options.no_compile, config):
+        any_wrong |= _drop_what_is_wrong(half)
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            measured = peaks()
+            clock = time.process_time if options.cpu_time and threads == 1 else time.perf_counter
+            timing = {"runs": options.runs, "warmup": 1, "clock": clock}
+            about = {"benchmark": half.name, "threads": threads, "clock": clock.__name__, **measured}
+            for batch in options.batch:
+                rows.append(about | _measure(half, batch, timing))
+                print_row(rows[-1])
+            if options.layers and threads == 1:
+                rows.append(about | _measure_layers(half, timing))
+                print_row(rows[-1])
+    write(options.json, rows)
+    return 1 if any_wrong else 0
+
+
+# ---- what is compared ----
+
+
+def _halves(codecs: list[str], no_compile: bool, config: SATConfig | None) -> Iterator[Half]:
+    for name in codecs:
+        if name == "encodec":
+            yield from _encodec(no_compile)
+        else:
+            sizes = config or (SATConfig() if name == "sat" else SMALL)
+            yield from _sat(f"SAT {name}", sizes, no_compile)
+
+
+def _twins(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
+    """Two modules with equal weights. No deep copies: those of weight norm share the class that holds the weight."""
+    modules = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        modules.append(make().eval().requires_grad_(False))
+    return modules[0], modules[1]
+
+
+def _sat(name: str, config: SATConfig, no_compile: bool) -> Iterator[Half]:
+    """What differs: the autoencoder, and in plain PyTorch the quantizer too."""
+    model, folded = _twins(lambda: SAT(config))
+    folded.fold_weight_norm()
+    window, total = model.config.window_samples, model.config.schedule.total
+
+    def waves(batch: int) -> Tensor:
+        return 0.3 * torch.randn(batch, 1, window, generator=torch.Generator().manual_seed(batch))
+
+    def codes(batch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(batch)
+        return torch.randint(model.config.codebook_size, (batch, total), generator=generator)
+
+    def encoding(encoder: nn.Module) -> Run:
+        return lambda wav: folded.quantizer.encode(encoder(wav))
+
+    def decoding(decoder: nn.Module) -> Run:
+        return lambda codes: decoder(folded.quantizer.decode(codes))
+
+    encode = {
+        "ours": lambda wav: model.encode(wav)[:, 0],
+        "eager autoencoder, our quantizer": encoding(folded.encoder),
+        "eager": _plain(encoding(folded.encoder)),
+        "eager, weight norm": _plain(encoding(model.encoder)),
+    }
+    decode = {
+        "ours": lambda codes: model.decode(codes[:, None]),
+        "eager autoencoder, our quantizer": decoding(folded.decoder),
+        "eager": _plain(decoding(folded.decoder)),
+        "eager, weight norm": _plain(decoding(model.decoder)),
+    }
+    if not no_compile:
+        encode["torch.compile, our quantizer"] = encoding(torch.compile(folded.encoder))
+        decode["torch.compile, our quantizer"] = decoding(torch.compile(folded.decoder))
+    yield Half(f"{name} encode", folded.encoder, window, waves, encode)
+    yield Half(f"{name} decode", folded.decoder, model.config.schedule.length, codes, decode)
+
+
+def _plain(run: Run) -> Run:
+    def plain(x: Tensor) -> Tensor:
+        with use_backend("reference"):
+            return run(x)
+
+    return plain
+
+
+def _encodec(no_compile: bool) -> Iterator[Half]:
+    from transformers import EncodecConfig, EncodecModel
+
+    model, folded = _twins(lambda: EncodecModel(EncodecConfig()))
+    for module in list(folded.modules()):
+        if nn.utils.parametrize.is_parametrized(module, "weight"):
+            nn.utils.parametrize.remove_parametrizations(module, "weight")
+    inputs = {"encoder": (1, 24000), "decoder": (128, 75)}
+    for name, shape in inputs.items():
+        network = getattr(folded, name)
+        variants: dict[str, Run] = {
+            "ours": PackedSEANet(encodec_layers(network)),
+            "eager": network,
+            "eager, weight norm": getattr(model, name),
+        }
+        if not no_compile:
+            variants["torch.compile"] = torch.compile(network)
+
+        def signals(batch: int, shape: tuple[int, int] = shape) -> Tensor:
+            return 0.3 * torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
+
+        yield Half(f"EnCodec 24 kHz {name}", network, shape[1], signals, variants)
+
+
+# ---- checking ----
+
+
+@torch.no_grad()
+def _drop_what_is_wrong(half: Half) -> bool:
+    """Variants must be as right as eager PyTorch: numbers by their distance from float64, codes by how many differ."""
+    x, wrong = half.input(2), {}
+    results = {name: run(x) for name, run in half.variants.items()}
+    if results["eager"].is_floating_point():
+        exact = _exact(half, x)
+        errors = {name: ((out - exact).norm() / exact.norm()).item() for name, out in results.items()}
+        bound = 4 * errors["eager"] + 1e-6
+        wrong = {name: f"off by {error:.1e}, allowed {bound:.1e}" for name, error in errors.items() if error > bound}
+    else:
+        for name, codes in results.items():
+            differ = (codes != results["eager"]).float().mean().item()
+            if differ > 0.01:  # a tie within rounding changes what finer scales see
+                wrong[name] = f"{differ:.1%} other codes"
+    for name, found in wrong.items():
+        print(f"WRONG {half.name}, {name}: {found}; not timed", flush=True)
+        del half.variants[name]
+    return bool(wrong)
+
+
+def _exact(half: Half, x: Tensor) -> Tensor:
+    """What eager PyTorch computes, its network in float64."""
+    captured = []
+    hook = half.network.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+    half.variants["eager"](x)
+    hook.remove()
+    return copy.deepcopy(half.network).double()(captured[0].double())
+
+
+# ---- timing ----
+
+
+def _layers(network: nn.Module) -> list:
+    return encodec_layers(network) if hasattr(network, "layers") else packed_layers(network)
+
+
+def _packed(network: nn.Module) -> list:
+    return [pack_lstm(layer) if isinstance(layer, LSTM) else pack([layer]) for layer in _layers(network)]
+
+
+def _flops(part, length: int) -> int:
+    if isinstance(part, PackedLSTM):
+        return 16 * part.layers * part.channels**2 * length
+    return part.fields[0].flops(length)
+
+
+def _steps(part, length: int) -> int:
+    return length if isinstance(part, PackedLSTM) else part.fields[0].length(length)
+
+
+@torch.no_grad()
+def _measure(half: Half, batch: int, timing: dict) -> dict:
+    x = half.input(batch)
+    variants: dict[str, Variant] = {name: _bound(run, x) for name, run in half.variants.items()}
+    memory = {name: peak_memory(run) for name, run in variants.items()}
+    length, flops = half.steps, 0
+    for part in _packed(half.network):
+        flops += batch * _flops(part, length)
+        length = _steps(part, length)
+    # The floor is that of the autoencoder alone.
+    row = _timed(variants, dict.fromkeys(variants, flops), timing)
+    return row | {"shape": f"batch {batch}", "flops": flops, "extra_mib": memory}
+
+
+@torch.no_grad()
+def _measure_layers(half: Half, timing: dict) -> dict:
+    """Each layer alone, one item."""
+    parts = _packed(half.network)
+    x = torch.randn(1, parts[0].fields[0].inputs, half.steps)
+    variants, flops = {}, {}
+    for part in parts:
+        run = lstm if isinstance(part, PackedLSTM) else stack
+        name = f"{type(part).__name__.removeprefix('Packed')} {x.shape[1]} x {x.shape[2]}"
+        if not isinstance(part, PackedLSTM):
+            fields = part.fields[0]
+            kind = ("conv", "transposed", "residual")[fields.kind]
+            name = f"{kind} {fields.inputs}->{fields.outputs} k{fields.kernel} s{fields.stride}, {x.shape[2]} steps"
+        variants[name] = _bound(lambda x, run=run, part=part: run(x, part), x)
+        flops[name] = _flops(part, x.shape[2])
+        x = run(x, part)
+    return _timed(variants, flops, timing) | {"shape": "its layers, batch 1"}
+
+
+def _timed(variants: dict[str, Variant], flops: dict[str, int], timing: dict) -> dict:
+    """Times, and the floor of each variant: its arithmetic at the rate of a large matrix product, timed in turn."""
+    square = torch.randn(1024, 1024)
+    times = interleaved({"product": lambda: square @ square, **variants}, 0, **timing)
+    peak = 2 * 1024**3 / times.pop("product")["p20"] / 1e6
+    return {"times_ms": times, "floor_ms": {name: flops[name] / peak / 1e6 for name in times}, "peak_gflops": peak}
+
+
+def _bound(run: Run, x: Tensor) -> Variant:
+    return lambda: run(x)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+// SEANet's convolution stacks and LSTM on LibTorch's stable ABI.
+#include "aar/seanet.h"
+
+#include "torch.h"
+
+namespace {
+
+constexpr size_t kFields = 11;  // of a layer, as aar_kernels/seanet/layers.py lists them
+
+std::vector<aar::SeanetLayer> layers_of(const Ints& fields, const Tensor& weights) {
+  STD_TORCH_CHECK(!fields.empty() && fields.size() % kFields == 0, "aar_native: layers of another form");
+  std::vector<aar::SeanetLayer> layers;
+  const float* next = floats(weights);
+  int64_t left = weights.numel();
+  for (size_t i = 0; i < fields.size(); i += kFields) {
+    const int64_t* f = &fields[i];
+    aar::SeanetLayer layer{aar::SeanetKind(f[0]), f[1], f[2], f[3], f[4], f[5], f[6], aar::SeanetPadding(f[7]),
+                           f[8] != 0, f[9] != 0, f[10] != 0, nullptr, nullptr};
+    const bool residual = layer.kind == aar::SeanetKind::residual;
+    const int64_t taps = (layer.kernel - 1) * layer.dilation + 1;
+    STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 2 && f[7] >= 0 && f[7] <= 2 && layer.in > 0 && layer.out > 0 &&
+                        layer.kernel > 0 && layer.stride > 0 && layer.dilation > 0 && taps >= layer.stride &&
+                        (layers.empty() || layers.back().out == layer.in),
+                    "aar_native: a layer that cannot be");
+    STD_TORCH_CHECK(!residual || (layer.hidden > 0 && layer.stride == 1 && (layer.shortcut || layer.in == layer.out)),
+                    "aar_native: a residual block that cannot be");
+    layer.first = next;
+    layer.second = next + layer.first_size();
+    left -= layer.first_size() + layer.second_size();
+    next += layer.first_size() + layer.second_size();
+    STD_TORCH_CHECK(left >= 0, "aar_native: weights are missing");
+    layers.push_back(layer);
+  }
+  STD_TORCH_CHECK(left == 0, "aar_native: weights are left over");
+  return layers;
+}
+
+// x[B][T][in], weights[...] -> [B][T'][out]
+Tensor seanet_stack(Tensor x, Tensor weights, Ints fields, int64_t block) {
+  const auto layers = layers_of(fields, weights);
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == layers[0].in && block >= 0,
+                  "aar_native: x is not [B, T, in]");
+  int64_t length = x.size(1);
+  for (const auto& layer : layers) {
+    length = layer.length(length);
+    STD_TORCH_CHECK(length > 0, "aar_native: x is shorter than what a layer reads");
+  }
+  Tensor out = make(x, {x.size(0), length, layers.back().out});
+  aar::seanet_kernels().stack(layers.data(), int64_t(layers.size()), floats(x), x.size(0), x.size(1), block,
+                              floats(out), pool());
+  return out;
+}
+
+// x[B][T][units], weights[...], state[layers][2][B][units] or none -> the size of x, and of state
+std::tuple<Tensor, Tensor> seanet_lstm(Tensor x, Tensor weights, int64_t count, bool skip, MaybeTensor state) {
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) > 0 && count > 0, "aar_native: x is not [B, T, units]");
+  const int64_t batch = x.size(0), units = x.size(2), columns = (units + 15) / 16 * 64;
+  const int64_t size = aar::SeanetLayer::size(units, columns);
+  STD_TORCH_CHECK(weights.numel() == 2 * count * size, "aar_native: weights of another size");
+  STD_TORCH_CHECK(!state || state->numel() == 2 * count * batch * units, "aar_native: a state of another size");
+  std::vector<aar::LstmLayer> layers;
+  for (const float* next = floats(weights); int64_t(layers.size()) < count; next += 2 * size)
+    layers.push_back({next, next + size});
+  Tensor out = make(x, {batch, x.size(1), units}), after = make(x, {count, 2, batch, units});
+  if (batch > 0)
+    aar::seanet_kernels().lstm(layers.data(), count, floats(x), batch, x.size(1), units, skip, floats(state),
+                               floats(out), floats(after), pool());
+  return {out, after};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
+  m.def("seanet_stack(Tensor x, Tensor weights, int[] layers, int block) -> Tensor");
+  m.def("seanet_lstm(Tensor x, Tensor weights, int layers, bool skip, Tensor? state) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(aar_native, CPU, m) {
+  m.impl("seanet_stack", TORCH_BOX(&seanet_stack));
+  m.impl("seanet_lstm", TORCH_BOX(&seanet_lstm));
+}

@@ -1,0 +1,243 @@
+// Stacks of convolutions, block by block: a layer computes a block of steps as soon as its input is there, and the next
+// layer takes them while they are in the cache.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "lstm.h"
+#include "sliding.h"
+
+namespace aar {
+namespace AAR_ISA {
+
+constexpr int64_t kBlockSteps = 384;   // of a layer's output that the next layer finds in the second-level cache
+constexpr int64_t kResidualRows = 48;  // of a residual block, whose inner tensors then stay in the first-level cache
+
+// Steps of a transposed convolution's product that come before the output's first.
+inline int64_t trim(const SeanetLayer& layer) {
+  if (layer.kind != SeanetKind::transposed || layer.padding != SeanetPadding::centered) return 0;
+  const int64_t total = layer.kernel - layer.stride;
+  return total - total / 2;
+}
+
+// Whether a layer reads ELU of its input, which whoever writes it then applies. A residual block does so itself.
+inline bool wants_elu(const SeanetLayer& layer) { return layer.elu && layer.kind != SeanetKind::residual; }
+
+// What a layer needs of its padded input. Step o of its product reads steps [o * stride, o * stride + span).
+struct Geometry {
+  int64_t left, right, stride, span;
+  bool reflect, whole;  // whether the last stride is filled up
+};
+inline Geometry geometry(const SeanetLayer& layer) {
+  const bool transposed = layer.kind == SeanetKind::transposed;
+  const int64_t span = layer.span(), stride = transposed ? 1 : layer.stride;
+  if (layer.padding == SeanetPadding::none) return {0, 0, stride, span, false, false};
+  if (transposed)  // a step of its product reads what came before, zeros before the first
+    return {span - 1, (trim(layer) + layer.stride - 1) / layer.stride, 1, span, false, false};
+  const int64_t total = span - stride, right = layer.padding == SeanetPadding::causal ? 0 : total / 2;
+  return {total - right, right, stride, span, layer.reflect, true};
+}
+
+// The input of a layer, from the earliest step that is still needed.
+class Signal {
+ public:
+  Signal(const Geometry& of, int64_t channels, int64_t margin, int64_t capacity)
+      : of_(of), channels_(channels), margin_(margin), data_((margin + capacity) * channels) {}
+
+  // Where step t of the input goes. Up to `margin` steps before the first are written in vain.
+  float* at(int64_t t) { return padded(t + of_.left); }
+  float* padded(int64_t p) { return data_ + (p - begin_ + margin_) * channels_; }
+
+  // Input is there up to step `end`; with `last` none follows.
+  void append(int64_t end, bool last) {
+    received_ = end;
+    if (!started_ && (last || !of_.reflect || received_ > of_.left)) {
+      for (int64_t t = -of_.left; t < 0; t++) pad(t, received_);
+      started_ = true;
+    }
+    padding_ = 0;
+    if (!last) return;
+    padding_ = of_.right + (of_.whole ? (of_.stride - received_ % of_.stride) % of_.stride : 0);
+    // A signal that is shorter than its padding is reflected behind zeros, as EnCodec does.
+    const int64_t length = std::max(received_, std::max(of_.left, padding_) + 1);
+    for (int64_t t = received_; t < received_ + padding_; t++) pad(t, length);
+  }
+
+  // Steps of the product that can be computed so far.
+  int64_t ready() const {
+    const int64_t end = started_ ? of_.left + received_ + padding_ : 0;
+    return end < of_.span ? 0 : (end - of_.span) / of_.stride + 1;
+  }
+
+  // Forgets what no step from `done` on needs, nor the reflection at the end.
+  void drop(int64_t done) {
+    const int64_t end = of_.left + received_, kept = of_.reflect ? of_.right + of_.stride : 0;
+    const int64_t begin = std::max(begin_, std::min(done * of_.stride, end - kept));
+    if (begin == begin_ || !started_) return;
+    std::copy(padded(begin), padded(end), data_ + margin_ * channels_);
+    begin_ = begin;
+  }
+
+ private:
+  void pad(int64_t t, int64_t length) {
+    const int64_t source = !of_.reflect ? -1 : t < 0 ? -t : t < length ? t : 2 * (length - 1) - t;
+    float* to = at(t);
+    if (source < 0 || source >= received_)
+      std::fill(to, to + channels_, 0.0f);
+    else
+      std::copy(at(source), at(source) + channels_, to);
+  }
+
+  Geometry of_;
+  int64_t channels_, margin_;
+  Buffer<float> data_;
+  int64_t begin_ = 0;  // of data_ behind the margin, counted with padding
+  int64_t received_ = 0, padding_ = 0;
+  bool started_ = false;
+};
+
+// One item on its way through the layers.
+class Stack {
+ public:
+  Stack(const SeanetLayer* layers, int64_t count, int64_t length, int64_t block, const ThreadPool& pool)
+      : layers_(layers), count_(count), pool_(pool), done_(count) {
+    // The largest number of steps that each signal receives at once, and holds.
+    int64_t margin = 0;
+    source_block_ = block > 0 ? block : kBlockSteps * pool.threads;
+    int64_t arriving = std::min(source_block_, length);
+    for (int64_t i = 0; i < count; i++) {
+      const SeanetLayer& layer = layers[i];
+      const Geometry of = geometry(layer);
+      const int64_t steps = std::min(block > 0 ? block : automatic_block(layer), length + of.span);
+      const int64_t waiting = steps * of.stride + of.span + of.left + 2 * (of.right + of.stride) + 1;
+      const int64_t capacity = std::min(arriving + waiting, length + of.left + of.right + of.stride);
+      signals_.push_back(std::make_unique<Signal>(of, layer.in, margin, capacity));
+      blocks_.push_back(steps);
+      const bool transposed = layer.kind == SeanetKind::transposed;
+      margin = trim(layer);
+      arriving = steps * (transposed ? layer.stride : 1);
+      length = layer.length(length) + layer.kernel;  // those that are trimmed need room too
+    }
+    const SeanetLayer& last = layers[count - 1];
+    const Geometry of{0, 0, 1, 1, false, false};
+    signals_.push_back(std::make_unique<Signal>(of, last.out, margin, arriving + last.kernel));
+  }
+
+  void run(const float* x, int64_t length, float* out) {
+    out_ = out;
+    const SeanetLayer& first = layers_[0];
+    for (int64_t t = 0; t < length; t += source_block_) {
+      const int64_t count = std::min(source_block_, length - t);
+      if (wants_elu(first))
+        elu(x + t * first.in, count * first.in, signals_[0]->at(t));
+      else
+        std::copy(x + t * first.in, x + (t + count) * first.in, signals_[0]->at(t));
+      advance(0, t + count, t + count == length);
+    }
+  }
+
+ private:
+  // At least as many steps as share a block of the weights.
+  int64_t automatic_block(const SeanetLayer& layer) const {
+    const int64_t steps = kBlockSteps * pool_.threads;
+    return std::max(kSlidingRows, steps / (layer.kind == SeanetKind::transposed ? layer.stride : 1));
+  }
+
+  // Layer i's input is there up to step `end`.
+  void advance(int64_t i, int64_t end, bool last) {
+    Signal& in = *signals_[i];
+    in.append(end, last);
+    if (i == count_) {
+      const int64_t channels = layers_[count_ - 1].out;
+      std::copy(in.at(written_), in.at(end), out_ + written_ * channels);
+      written_ = end;
+      return in.drop(end);
+    }
+    const SeanetLayer& layer = layers_[i];
+    const int64_t ready = in.ready();
+    int64_t& done = done_[i];
+    for (bool ends = false; !ends && (last || ready - done >= blocks_[i]);) {
+      const int64_t until = std::min(ready, done + blocks_[i]);
+      ends = last && until == ready;
+      compute(i, done, until);
+      done = until;
+      int64_t there = until;
+      if (layer.kind == SeanetKind::transposed)
+        there = std::max<int64_t>(0, std::min(until * layer.stride - trim(layer), layer.length(end)));
+      if (there > 0 || ends) advance(i + 1, there, ends);
+    }
+    in.drop(done);
+  }
+
+  // Steps [begin, end) of layer i's product.
+  void compute(int64_t i, int64_t begin, int64_t end) {
+    const SeanetLayer& layer = layers_[i];
+    const bool transposed = layer.kind == SeanetKind::transposed;
+    const bool elu_of_next = i + 1 < count_ && wants_elu(layers_[i + 1]);
+    const int64_t stride = geometry(layer).stride, first = transposed ? begin * layer.stride - trim(layer) : begin;
+    const float* x = signals_[i]->padded(begin * stride);
+    const Product product{layer.first, layer.first_K(), layer.first_N()};
+    const Target to{signals_[i + 1]->at(first), transposed ? product.N : layer.out, false, elu_of_next};
+    if (layer.kind == SeanetKind::residual)
+      residual(layer, x, end - begin, to);
+    else
+      sliding_product(end - begin, rows(layer, x, stride * layer.in), product, to, pool_);
+  }
+
+  static SlidingRows rows(const SeanetLayer& layer, const float* a, int64_t row) {
+    const bool dilated = layer.dilation > 1;
+    return {a, row, dilated ? layer.in : layer.first_K(), dilated ? layer.dilation * layer.in : 0};
+  }
+
+  // out[steps] = [ELU, convolution, ELU, 1x1] + shortcut of x. The 1x1 convolutions are one product: [ELU(h) | x].
+  void residual(const SeanetLayer& layer, const float* x, int64_t steps, const Target& to) const {
+    const Geometry of = geometry(layer);
+    const int64_t blocks = (steps + kResidualRows - 1) / kResidualRows, in = layer.in, hidden = layer.hidden;
+    const int64_t width = layer.second_K(), centre_step = layer.padding == SeanetPadding::none ? of.span - 1 : of.left;
+    parallel(pool_, blocks, [&](int64_t first, int64_t last) {
+      Buffer<float> activated((kResidualRows + of.span) * in), both(kResidualRows * width);
+      for (int64_t b = first; b < last; b++) {
+        const int64_t begin = steps * b / blocks, count = steps * (b + 1) / blocks - begin;
+        const float *block = x + begin * in, *centre = block + centre_step * in;
+        elu(block, (count + of.span - 1) * in, activated);
+        const Target out = to.from(begin);
+        for (int64_t t = 0; t < count; t++)
+          std::copy(centre + t * in, centre + (t + 1) * in, layer.shortcut ? both + t * width + hidden : out.at(t));
+        sliding_product(count, rows(layer, activated, in), {layer.first, layer.first_K(), hidden},
+                        {both, width, false, true});
+        sliding_product(count, {both, width, width, 0}, {layer.second, width, layer.out},
+                        {out.data, out.row, !layer.shortcut, out.elu});
+      }
+    });
+  }
+
+  const SeanetLayer* layers_;
+  int64_t count_;
+  const ThreadPool& pool_;
+  std::vector<std::unique_ptr<Signal>> signals_;  // what each layer reads, and the output
+  std::vector<int64_t> blocks_, done_;
+  int64_t source_block_, written_ = 0;  // steps of x at once, and of the output that are there
+  float* out_ = nullptr;
+};
+
+inline void seanet_stack(const SeanetLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length,
+                         int64_t block, float* out, const ThreadPool& pool) {
+  int64_t out_length = length;
+  for (int64_t i = 0; i < count; i++) out_length = layers[i].length(out_length);
+  const int64_t x_item = length * layers[0].in, out_item = out_length * layers[count - 1].out;
+  const auto run = [&](int64_t begin, int64_t end, const ThreadPool& team) {
+    for (int64_t item = begin; item < end; item++)
+      Stack(layers, count, length, block, team).run(x + item * x_item, length, out + item * out_item);
+  };
+  // Whole items for each thread, and what is left for all of them together.
+  const int64_t shared = batch / pool.threads * pool.threads;
+  parallel(pool, shared, [&](int64_t begin, int64_t end) { run(begin, end, ThreadPool{}); });
+  run(shared, batch, pool);
+}
+
+}  // namespace AAR_ISA
+}  // namespace aar
+
+// Where a level's file instantiates the table of kernels.
+#define AAR_DEFINE_SEANET(LEVEL) \
+  const aar::SeanetKernels aar::seanet_kernels_##LEVEL = {AAR_ISA::seanet_stack, AAR_ISA::lstm};

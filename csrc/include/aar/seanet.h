@@ -1,0 +1,71 @@
+// Convolution stacks of SEANet and the LSTM between them, over plain buffers: no framework, no Python.
+//
+// Signals lie channels last, [time][channels], so that the window of a convolution is one run of kernel * channels
+// floats, and a convolution is a matrix product over such runs. Products are stored in panels of 16 output channels,
+// [N / 16, rounded up][K + 1][16], zeros behind N; row K is the bias. The layout is the same for every instruction set.
+// Sums are fused multiply-adds in a fixed order: results depend neither on the block size nor on the number of threads.
+#pragma once
+#include <cstdint>
+
+#include "aar/isa.h"
+#include "aar/thread_pool.h"
+
+namespace aar {
+
+constexpr int64_t kSeanetPanel = 16;
+
+enum class SeanetKind { conv, transposed, residual };
+// What a layer adds to its input: on both sides, before it, or nothing, where the input begins with what came before.
+enum class SeanetPadding { centered, causal, none };
+
+// A layer of a stack. conv: K is kernel * in, tap by tap, N is out. transposed: a convolution of `taps` taps that gives
+// stride * out channels, which are `stride` steps of the output. residual: [ELU, conv, ELU, 1x1 conv] + shortcut, the
+// second product over `hidden` channels and, where the shortcut is a 1x1 convolution, the input's behind them.
+struct SeanetLayer {
+  SeanetKind kind;
+  int64_t in, hidden, out, kernel, stride, dilation;
+  SeanetPadding padding;
+  bool reflect;          // the signal reflected, or zeros
+  bool elu;              // of the input, before a conv or transposed
+  bool shortcut;         // of a residual: a convolution, or the identity
+  const float *first, *second;
+
+  int64_t taps() const { return kind == SeanetKind::transposed ? (kernel + stride - 1) / stride : kernel; }
+  int64_t first_K() const { return taps() * in; }
+  int64_t first_N() const {
+    return kind == SeanetKind::residual ? hidden : kind == SeanetKind::transposed ? stride * out : out;
+  }
+  int64_t second_K() const { return hidden + (shortcut ? in : 0); }
+  static int64_t size(int64_t K, int64_t N) { return (N + kSeanetPanel - 1) / kSeanetPanel * (K + 1) * kSeanetPanel; }
+  int64_t first_size() const { return size(first_K(), first_N()); }
+  int64_t second_size() const { return kind == SeanetKind::residual ? size(second_K(), out) : 0; }
+  // Steps of input that a step of the first product reads.
+  int64_t span() const { return kind == SeanetKind::transposed ? taps() : (kernel - 1) * dilation + 1; }
+  // Steps of output for `length` of input; below 1 for too few.
+  int64_t length(int64_t length) const {
+    if (padding == SeanetPadding::none) length -= span() - (kind == SeanetKind::transposed ? 1 : stride);
+    if (kind == SeanetKind::transposed) return length * stride;
+    return padding == SeanetPadding::none ? length / stride : (length + stride - 1) / stride;
+  }
+};
+
+// Weights of one LSTM layer as products: `input` is [in -> 4 units], `recurrent` [units -> 4 units] with a bias of
+// zeros. Columns are in groups of 64: gates i, f, g, o of 16 units each; the last group's units are padded with zeros.
+struct LstmLayer {
+  const float *input, *recurrent;
+};
+
+struct SeanetKernels {
+  // x[batch][length][in of the first layer] -> out[batch][...][out of the last]. `block` is how many steps of output a
+  // layer's product computes before the next layer takes them; 0: as many as suit the caches.
+  void (*stack)(const SeanetLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t block,
+                float* out, const ThreadPool&);
+  // x[batch][length][units] -> out the same, x + LSTM(x) where `skip`. before and after[count][h, c][batch][units] are
+  // the states around the steps; null before the first means zeros.
+  void (*lstm)(const LstmLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t units,
+               bool skip, const float* before, float* out, float* after, const ThreadPool&);
+};
+
+AAR_LEVELS(SeanetKernels, seanet_kernels)
+
+}  // namespace aar

@@ -1,0 +1,51 @@
+"""The benchmark of whole codecs: it compares waves and codes, and times only what is right."""
+
+import json
+
+import pytest
+
+from aar import SAT, SATConfig
+from benchmarks import codec
+
+TINY = SATConfig(n_filters=2, ratios=(4, 2), lengths=(1, 3, 9), dim=12, latent_dim=6, lstm_layers=1, codebook_size=20)
+ARGUMENTS = ["--codec", "small", "--threads", "1", "--batch", "2", "--runs", "1", "--no-compile"]
+
+
+def test_table_and_json(quick, tmp_path):
+    path = tmp_path / "out.json"
+    assert codec.main([*ARGUMENTS, "--layers", "--cpu-time", "--json", str(path)], TINY) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["benchmark"] for row in rows] == 2 * ["SAT small encode"] + 2 * ["SAT small decode"]
+    whole, layers = rows[0], rows[1]
+    assert set(whole["times_ms"]) == {
+        "ours", "eager autoencoder, our quantizer", "eager", "eager, weight norm",
+    }  # fmt: skip
+    assert whole["clock"] == "process_time"
+    assert len(layers["times_ms"]) == 7
+    assert whole["flops"] > 2 * 2 * 72 * 7 * 2
+
+
+@pytest.mark.parametrize("name", ["ours", "eager autoencoder, our quantizer"])
+def test_a_wrong_answer_is_not_timed(quick, monkeypatch, capsys, name):
+    halves = list(codec._halves(["small"], True, TINY))
+    for half in halves:
+        right = half.variants[name]
+        half.variants[name] = lambda x, right=right: 1 + right(x)
+    monkeypatch.setattr(codec, "_halves", lambda *_: halves)
+    timed = []
+    monkeypatch.setattr(codec, "_measure", lambda half, *_: timed.append(set(half.variants)) or {"times_ms": {}})
+    monkeypatch.setattr(codec, "print_row", lambda row: None)
+    assert codec.main(ARGUMENTS) == 1
+    assert f"WRONG SAT small encode, {name}: 100.0% other codes; not timed" in capsys.readouterr().out
+    assert all(name not in variants for variants in timed)
+    assert len(timed) == 2
+
+
+def test_flops_of_the_published_encoder():
+    """3.46 GFLOP for one second, counted by hand in benchmarks/NOTES.md."""
+    flops, steps = 0, 24000
+    for part in codec._packed(SAT(SATConfig()).encoder):
+        flops += codec._flops(part, steps)
+        steps = codec._steps(part, steps)
+    assert flops == pytest.approx(3.461e9, rel=1e-3)
+    assert steps == 75

@@ -1,0 +1,24 @@
+"""The accuracy test of the native backend on a few cases, for a process that was started in a way of its own.
+
+``python seanet_equality.py LEVEL CASES``: LEVEL is the instruction set that must be the active one.
+"""
+
+import sys
+
+import torch
+from seanet_cases import check_lstm, check_stack, inputs_of, make_input, make_layers
+
+from aar_kernels import dispatch
+
+torch.use_deterministic_algorithms(True, warn_only=True)  # with it, torch.empty is filled with NaN
+reason = dispatch.operators()["seanet_stack"]["native"]
+assert reason is None, reason
+report = torch.ops.aar_native.isa_report()
+assert report.endswith(f"active={sys.argv[1]}"), report
+for seed in range(int(sys.argv[2])):
+    layers = make_layers(seed)
+    check_stack(layers, make_input(seed, inputs_of(layers)), "native")
+for channels in (1, 5, 16, 33):
+    for batch in (1, 2, 7, 13):
+        check_lstm(batch, channels, 2, torch.randn(batch, channels, 70), "native")
+print("equal")

@@ -1,0 +1,102 @@
+"""A signal in chunks gives what the whole gives."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import assert_as_accurate
+from seanet_cases import make_conv, make_lstm, make_residual, make_transposed
+
+from aar_kernels.nn import PackedSEANet
+from aar_kernels.seanet import Conv, Residual, Stream
+from aar_kernels.seanet.encodec import encodec_layers
+
+
+def causal(layer, reflect: bool):
+    if isinstance(layer, Residual):
+        return replace(layer, first=causal(layer.first, reflect))
+    return replace(layer, causal=True, **({"reflect": reflect} if isinstance(layer, Conv) else {}))
+
+
+def make_causal(seed: int, reflect: bool) -> list:
+    """Layers of every kind in random order, an LSTM among them."""
+    chance = random.Random(seed)
+    torch.manual_seed(seed)
+    channels, layers = 3, []
+    for make in chance.sample([make_conv, make_transposed, make_residual, make_conv, None], 5):
+        outputs = chance.choice((1, 3, 16, 20))
+        if make is None:
+            layers.append(make_lstm(seed, channels, 2)[0])
+        else:
+            layers.append(causal(make(chance, channels, outputs), reflect))
+            channels = outputs
+    return layers
+
+
+def in_chunks(stream: Stream, x: torch.Tensor, seed: int, **options) -> torch.Tensor:
+    """Through chunks of random multiples of the hop."""
+    chance, outputs, begin = random.Random(seed), [], 0
+    while begin < x.shape[2]:
+        size = stream.hop * chance.choice((1, 1, 2, 5))
+        if begin == 0:
+            size = max(size, -(-stream.first // stream.hop) * stream.hop)
+        outputs.append(stream(x[..., begin : begin + size], **options))
+        begin += size
+    return torch.cat(outputs, 2)
+
+
+@pytest.mark.parametrize("reflect", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_chunks_give_what_the_whole_gives(backend, seed, reflect):
+    layers = make_causal(seed, reflect)
+    net, exact = PackedSEANet(layers), PackedSEANet(layers, dtype=torch.float64)
+    stream = Stream(net)
+    length = (-(-stream.first // stream.hop) + 17) * stream.hop
+    x = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(seed))
+    whole = net(x, backend=backend)
+    first = in_chunks(stream, x, seed, backend=backend)
+    if backend == "reference":
+        assert_as_accurate(first, whole, exact(x.double()))
+    else:
+        assert torch.equal(first, whole)
+    stream.reset()
+    again = in_chunks(stream, x, seed + 1, backend=backend)
+    assert_as_accurate(again, net(x, backend="reference"), exact(x.double(), backend="reference"))
+
+
+def test_lstm_alone(fast):
+    """Its state after any number of steps, odd and even, is what the next steps need."""
+    net = PackedSEANet([make_lstm(1, 33, 2)[0]])
+    x = torch.randn(3, 33, 40, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(in_chunks(Stream(net), x, 3, backend=fast), net(x, backend=fast))
+
+
+def test_encodec(fast):
+    """The 24 kHz model's structure is causal: encoder and decoder stream."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.EncodecConfig(num_filters=4, hidden_size=20, upsampling_ratios=[3, 2], num_lstm_layers=1)
+    model = transformers.EncodecModel(config).eval().requires_grad_(False)
+    x = torch.randn(1, 1, 600, generator=torch.Generator().manual_seed(0))
+    for network, hop, signal in ((model.encoder, 6, x), (model.decoder, 1, model.encoder(x))):
+        stream = Stream(PackedSEANet(encodec_layers(network)))
+        assert stream.hop == hop
+        torch.testing.assert_close(in_chunks(stream, signal, 0, backend=fast), network(signal), rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_stream():
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="needs causal layers"):
+        Stream(PackedSEANet([Conv(torch.randn(3, 3, 3))]))
+    Stream(PackedSEANet([Conv(torch.randn(3, 3, 1))]))  # sees one step only
+    stream = Stream(PackedSEANet([Conv(torch.randn(3, 2, 8), stride=4, causal=True)]))
+    assert (stream.hop, stream.first) == (4, 5)
+    with pytest.raises(ValueError, match="T a multiple of 4"):
+        stream(torch.randn(1, 2, 9))
+    with pytest.raises(ValueError, match="the first chunk needs 5 steps for reflect padding, got 4"):
+        stream(torch.randn(1, 2, 4))
+    assert stream(torch.randn(1, 2, 8)).shape == (1, 3, 2)
+    assert stream(torch.randn(1, 2, 4)).shape == (1, 3, 1)
