@@ -7,10 +7,12 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from ..linear import linear, pack
 
 Variant = Callable[[], object]
 
@@ -25,6 +27,7 @@ class Case:
     check: Callable[[], str]  # "" where the results agree, else what differs
     flops: int  # useful floating-point operations of one run
     bytes: int = 0  # that must at least be read and written, where memory may be the bound
+    sizes: dict[str, int | str] = field(default_factory=dict)  # the shape size by size, for lines over one of them
 
 
 def interleaved(
@@ -109,19 +112,34 @@ def _status(field: str) -> int:
 
 
 def peak_gflops(seconds: float = 1.0, device: str = "cpu") -> float:
-    """fp32 GFLOP/s of the machine's best large matrix product, with the present number of threads; bf16 on CUDA."""
+    """GFLOP/s of the best large matrix product, with the present number of threads: fp32, by PyTorch or by
+    `aar_kernels.linear`; bf16 on CUDA."""
     size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
     a = torch.randn(size, size, dtype=dtype, device=device)
-    best = interleaved({"mm": lambda: a @ a}, seconds, device)["mm"]["p20"]
-    return 2 * size**3 / best / 1e6
+    products: dict[str, Variant] = {"mm": lambda: a @ a}
+    if device == "cpu":
+        packed = pack(a)
+        products["linear"] = lambda: linear(a, packed)
+    return 2 * size**3 / _best(products, seconds, device) / 1e6
 
 
 def peak_bandwidth(seconds: float = 1.0, device: str = "cpu") -> float:
-    """GB/s, read and written, of a copy that no cache holds, with the present number of threads."""
+    """GB/s of a copy that no cache holds, read and written, or of reading alone, whichever is more."""
     source = torch.randn(1 << (28 if device == "cuda" else 24), device=device)
     target = torch.empty_like(source)
-    best = interleaved({"copy": lambda: target.copy_(source)}, seconds, device)["copy"]["p20"]
-    return 2 * source.nbytes / best / 1e6
+    copy = 2 * source.nbytes / _best({"copy": lambda: target.copy_(source)}, seconds, device) / 1e6
+    return max(copy, read_bandwidth(seconds, device))
+
+
+def read_bandwidth(seconds: float = 1.0, device: str = "cpu") -> float:
+    """GB/s read from memory by a sum or by a product with a vector, whichever is faster."""
+    matrix, vector = torch.ones(2**14, 2**12, device=device), torch.ones(2**12, device=device)  # 256 MiB
+    return matrix.nbytes / _best({"sum": matrix.sum, "product": lambda: matrix @ vector}, seconds, device) / 1e6
+
+
+def _best(variants: dict[str, Variant], seconds: float, device: str) -> float:
+    """Milliseconds, at p20, of the fastest variant."""
+    return min(times["p20"] for times in interleaved(variants, seconds / len(variants), device).values())
 
 
 def machine() -> dict[str, str]:
