@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aar_kernels.bench import __main__ as command
-from aar_kernels.bench import measure, quantization
+from aar_kernels.bench import measure, quantization, run
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_table_and_json(tmp_path):
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch, capsys):
-    case = next(quantization.cases(Namespace(batch=[2], latent=[8], no_compile=True)))
+    case = next(quantization.cases(Namespace(batch=[2], latent=[8], no_compile=True, shapes="paper", dtype=None)))
 
     def wrong_cases(*_):
         right = case.variants["ours"]
@@ -39,7 +39,7 @@ def test_a_wrong_answer_is_not_timed(monkeypatch, capsys):
         yield case
 
     monkeypatch.setattr(quantization, "cases", wrong_cases)
-    monkeypatch.setattr(command, "interleaved", lambda *_: pytest.fail("a wrong answer was timed"))
+    monkeypatch.setattr(run, "interleaved", lambda *_: pytest.fail("a wrong answer was timed"))
     assert command.main(ARGUMENTS) == 1
     assert "WRONG encode" in capsys.readouterr().out
 

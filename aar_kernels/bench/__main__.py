@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import groupby
 from pathlib import Path
 
 from . import page, tables
@@ -37,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
     print("; ".join(f"{key}: {value}" for key, value in results.machine.items()))
     if arguments.report:
-        for name, rows in results.benchmarks():
-            print("\n".join([f"\n{name}", tables.header(), *map(tables.text, rows)]))
+        for (name, threads), rows in groupby(results.rows, lambda row: (row.benchmark, row.threads)):
+            print("\n".join([f"\n{name}, {threads} thread(s)", tables.header(), *map(tables.text, rows)]))
     else:
         _measure(arguments, results)
 
