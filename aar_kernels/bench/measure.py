@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import time
@@ -31,23 +32,26 @@ class Case:
 
 
 def interleaved(
-    variants: dict[str, Variant], seconds: float, device: str = "cpu", *, runs: int = 5, warmup: int = 2
+    variants: dict[str, Variant], seconds: float, device: str = "cpu", *, runs: int = 5, warmup: int = 2,
+    patience: float = math.inf,
 ) -> dict[str, dict[str, float]]:
     """Times of each variant in milliseconds: ``p50``, ``p20``, ``p80`` and the number of ``runs``.
 
-    One run of each in turn, so that whatever else the machine does falls on all alike, for ``seconds`` per variant
-    (at least ``runs`` times), after ``warmup`` runs that do not count. On CUDA a time is what passes between two events
-    around a run, on an idle device: what the host takes to launch counts where it is longer.
+    One run of each in turn, so that whatever else the machine does falls on all alike, for ``seconds`` per variant, and
+    at least ``runs`` times, or three where that would take more than ``patience`` seconds per variant, after ``warmup``
+    runs that do not count. On CUDA a time is what passes between two events around a run, on an idle device: what the
+    host takes to launch counts where it is longer.
     """
     timed = _cuda_milliseconds if device == "cuda" else _milliseconds
     for run in variants.values():
         for _ in range(warmup):
             run()
     times: dict[str, list[float]] = {name: [] for name in variants}
-    deadline = time.perf_counter() + seconds * len(variants)
-    while time.perf_counter() < deadline or min(map(len, times.values()), default=runs) < runs:
+    start, rounds, each = time.perf_counter(), 0, max(len(variants), 1)
+    while (spent := (time.perf_counter() - start) / each) < seconds or rounds < (runs if spent < patience else 3):
         for name, run in variants.items():
             times[name].append(timed(run))
+        rounds += 1
     return {name: _percentiles(values) for name, values in times.items()}
 
 

@@ -38,8 +38,8 @@ def run(benchmarks: Sequence[str], options: Namespace, begin: Callable[[str], No
                 begin(f"{name}, {threads} thread(s), {dtype} matrix product {peaks['peak_gflops']:.0f} GFLOP/s, "
                       f"memory {peaks['peak_bandwidth']:.1f} GB/s")  # fmt: skip
                 for case in _on_device(module.cases(options), options.device):
-                    failed = _drop_failing_peers(case)
-                    if why := _wrong(case):
+                    why, failed = _checked(case)
+                    if why:
                         yield common | {"case": case.name, "shape": case.shape, "why": why}
                     else:
                         yield Row(**common, **peaks, **_measured(case, options), failed=failed)
@@ -50,7 +50,8 @@ def _measured(case: Case, options: Namespace) -> dict:
     memory = {label: peak_memory(go, options.device) for label, go in variants.items()}
     if options.device == "cuda":
         _add_graphs(variants, memory)
-    times = interleaved(variants, options.seconds, options.device)
+    # The check has run them too, so that one warm-up is enough.
+    times = interleaved(variants, options.seconds, options.device, warmup=1, patience=5 * options.seconds)
     return {
         "case": case.name, "shape": case.shape, "flops": case.flops, "bytes": case.bytes, "sizes": case.sizes,
         "times_ms": times, "extra_mib": memory,
@@ -61,8 +62,23 @@ def _asked_for(label: str, peers: Sequence[str] | None) -> bool:
     return peers is None or label == "ours" or any(word in label for word in peers)
 
 
+def _checked(case: Case) -> tuple[str, dict[str, str]]:
+    """What is wrong with the results, and the peers that raised an error and were taken out, with the reason.
+
+    One case that fails must not take hours of others along.
+    """
+    failed: dict[str, str] = {}
+    for _ in range(2):
+        try:
+            return case.check(), failed
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        failed |= _drop_failing_peers(case)
+    return why, failed
+
+
 def _drop_failing_peers(case: Case) -> dict[str, str]:
-    """Takes variants out that raise an error, ours and what results are checked against excepted; says why."""
+    """Ours stays, and so does what results are checked against."""
     failed = {}
     for label, go in list(case.variants.items()):
         if label != "ours" and not label.startswith("eager"):
@@ -72,13 +88,6 @@ def _drop_failing_peers(case: Case) -> dict[str, str]:
                 failed[label] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
                 del case.variants[label]
     return failed
-
-
-def _wrong(case: Case) -> str:
-    try:
-        return case.check()
-    except Exception as error:  # one case that fails must not take hours of the others along
-        return f"{type(error).__name__}: {error}"
 
 
 def _on_device(cases: Iterator[Case], device: str) -> Iterator[Case]:
