@@ -28,6 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     unknown = set(arguments.benchmark) - set(BENCHMARKS)
     if unknown:
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; one of {', '.join(BENCHMARKS)}")
+    if arguments.fail_if_slower and not arguments.compare:
+        parser.error("--fail-if-slower needs --compare")
+    if arguments.sweep and arguments.shapes != "sweep":
+        parser.error("--sweep needs --shapes sweep")
     arguments.batch = arguments.batch or BATCHES[arguments.shapes]
     arguments.latent = arguments.latent or LATENTS[arguments.shapes]
 

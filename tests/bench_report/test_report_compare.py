@@ -20,6 +20,7 @@ TWICE = {"eager": (7.8, 8.0, 8.2)}
     (row(ours=(9, 10, 11), **STEADY), row(ours=(5, 6, 7), **STEADY), "faster", "clear of the old spread"),
     (row(ours=(9, 10, 11), **STEADY), row(ours=(12, 13, 14), **STEADY), "slower", "clear of the old spread"),
     (row(ours=(9, 10, 11), **STEADY), row(ours=(10.5, 12, 13), **STEADY), "same", "spreads overlap"),
+    (row(ours=(9, 10, 11), **STEADY), row(ours=(8, 8.5, 9.5), **STEADY), "same", "spreads overlap below"),
     (row(ours=(9, 10, 11), **STEADY), row(ours=(18, 20, 22), **TWICE), "same", "the machine is half as fast"),
     (row(ours=(9, 10, 11), **STEADY), row(ours=(40, 41, 42), **TWICE), "slower", "by more than the machine"),
     (row(ours=(9, 10, 11), **TWICE), row(ours=(9, 10, 11), **STEADY), "same", "measured alike"),
@@ -27,6 +28,8 @@ TWICE = {"eager": (7.8, 8.0, 8.2)}
     (row(ours=(9, 10, 11), a=(1, 1, 1)), row(ours=(5, 6, 7), b=(1, 1, 1)), "faster", "no peer to tell the drift"),
     (row(ours=(9, 10, 11), a=(1, 1, 1), b=(1, 1, 1), c=(1, 1, 1)),
      row(ours=(5, 6, 7), a=(0.5, 0.5, 0.5), b=(1, 1, 1), c=(1, 1, 1)), "faster", "one peer of three improved itself"),
+    (row(ours=(9, 10, 11), a=(1, 1, 1), b=(1, 1, 1), c=(1, 1, 1)),
+     row(ours=(18, 19, 20), a=(2, 2, 2), b=(1, 1, 1), c=(1, 1, 1)), "slower", "one peer of three became worse"),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_verdict(old, new, verdict, why):
     (change,) = compare(results(old), results(new)).changes
@@ -56,6 +59,14 @@ def test_slower_is_an_error_only_on_request(runs, capsys):
     assert "slower quantization, encode, batch 1" in capsys.readouterr().out
     assert command.main(["--report", new, "--compare", old, "--fail-if-slower"]) == 1
     assert command.main(["--report", old, "--compare", new, "--fail-if-slower"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["--fail-if-slower"], ["--sweep", "batch"], ["--compare", "nowhere.json"]])
+def test_options_that_lack_something(arguments, capsys):
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    wanted = {"--fail-if-slower": "needs --compare", "--sweep": "needs --shapes sweep", "--compare": "nowhere.json"}
+    assert wanted[arguments[0]] in capsys.readouterr().err
 
 
 def test_the_comparison_is_in_every_form(runs):
