@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-import aar_kernels as ak
 from aar import AAR, AARConfig
-from aar_kernels.bench.measure import interleaved, machine, peak_gflops
+from aar_kernels.bench.measure import machine, peak_gflops, read_bandwidth
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -44,15 +43,7 @@ def random_aar(config: AARConfig, seed: int = 0) -> AAR:
 
 def peaks() -> dict[str, float]:
     """The most that was measured, with the present number of threads: fp32 GFLOP/s, and GB/s read from memory."""
-    weight, x = ak.linear.pack(torch.randn(1024, 1024)), torch.randn(1024, 1024)
-    ours = interleaved({"linear": lambda: ak.linear.linear(x, weight)}, 1.0)["linear"]["p20"]
-    big, vector = torch.ones(2**14, 2**12), torch.ones(2**12)  # 256 MiB, beyond any cache
-    reads = interleaved({"sum": big.sum, "product": lambda: big @ vector}, 1.0)
-    fastest = min(times["p20"] for times in reads.values())
-    return {
-        "peak_gflops": max(peak_gflops(), 2 * 1024**3 / ours / 1e6),
-        "read_gbs": big.nbytes / fastest / 1e6,
-    }
+    return {"peak_gflops": peak_gflops(), "read_gbs": read_bandwidth()}
 
 
 def print_machine() -> None:

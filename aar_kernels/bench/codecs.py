@@ -1,7 +1,7 @@
 """Quantizers of other packages: accelerated, against their own code and torch.compile of it.
 
-Published sizes, random weights, ten seconds of sound at the smallest of the batch sizes asked for. What is encoded is
-the output of an encoder, which is not measured here: on a CPU it takes most of a codec's time.
+Published sizes, random weights, ten seconds of sound (one, where small shapes are asked for) at the smallest of the batch
+sizes asked for. What is encoded is the output of an encoder, which is not measured here: on a CPU it takes most of a codec's time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Codec:
 
 
 def cases(options: Namespace) -> Iterator[Case]:
-    for codec in CODECS:
+    seconds = 1 if options.shapes == "small" else 10
+    for codec in CODECS if options.shapes != "sweep" else ():
+        torch._dynamo.reset()  # each has recompilations of its own
         if importlib.util.find_spec(codec.package) is None:
             continue
         torch.manual_seed(0)
@@ -40,11 +42,13 @@ def cases(options: Namespace) -> Iterator[Case]:
         _fill(theirs)
         ours = copy.deepcopy(theirs)
         accelerate(ours)
-        x = torch.randn(min(options.batch), codec.channels, codec.frames)
-        yield from _codec(codec, ours, theirs, x, None if options.no_compile else torch.compile)
+        x = torch.randn(min(options.batch), codec.channels, codec.frames * seconds // 10)
+        yield from _codec(codec, seconds, ours, theirs, x, None if options.no_compile else torch.compile)
 
 
-def _codec(codec: Codec, ours: nn.Module, theirs: nn.Module, x: Tensor, compiler: Callable | None) -> Iterator[Case]:
+def _codec(
+    codec: Codec, seconds: int, ours: nn.Module, theirs: nn.Module, x: Tensor, compiler: Callable | None
+) -> Iterator[Case]:
     codes = _without_gradients(lambda: codec.encode(theirs, x))()
     encode = {"ours": lambda: codec.encode(ours, x), "eager": lambda: codec.encode(theirs, x)}
     decode = {"ours": lambda: codec.decode(ours, codes), "eager": lambda: codec.decode(theirs, codes)}
@@ -70,10 +74,11 @@ def _codec(codec: Codec, ours: nn.Module, theirs: nn.Module, x: Tensor, compiler
                 return f"{name}: relative difference {error:.1e} from eager"
         return ""
 
-    shape = f"{len(x)} x 10 s, {codec.channels} x {codec.frames}"
-    yield Case(f"{codec.name} encode", shape, encode, check_codes, len(x) * codec.flops)
+    shape = f"{len(x)} x {seconds} s, {codec.channels} x {x.shape[2]}"
+    sizes = {"batch": len(x), "channels": codec.channels, "length": x.shape[2]}
+    yield Case(f"{codec.name} encode", shape, encode, check_codes, len(x) * codec.flops * seconds // 10, sizes=sizes)
     read = sum(part.numel() for part in codes) * 4 * codec.channels + x.nbytes
-    yield Case(f"{codec.name} decode", shape, decode, check_values, 0, read)
+    yield Case(f"{codec.name} decode", shape, decode, check_values, 0, read, sizes)
 
 
 def _without_gradients(run: Variant) -> Variant:

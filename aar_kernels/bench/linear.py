@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import cycle
 
 import torch
@@ -16,30 +17,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..linear import linear, pack
+from . import shapes
 from .measure import Case, Variant
 
 LAYERS = ((1024, 3072, None), (1024, 1024, None), (1024, 4096, "gelu_tanh"), (4096, 1024, None))  # K, N, activation
 ROWS = (1, 2, 12, 24, 62, 150)
+SWEPT_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 WORKING_SET = 96 * 2**20  # bytes of all copies of a weight: three times this machine's last-level cache
 
 
+@dataclass(frozen=True)
+class Sizes:
+    rows: int
+    K: int
+    N: int
+
+
 def cases(options: Namespace) -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(0)
-    for K, N, activation in LAYERS:
+    """Batches are those of the operators before it: here the numbers of rows are given."""
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+    layers, rows, working_set = LAYERS, ROWS, WORKING_SET
+    if options.shapes == "small":
+        layers, rows, working_set = ((100, 200, None), (200, 100, "gelu_tanh")), (1, 12), 2**18
+    elif options.shapes == "sweep":
+        layers, rows = LAYERS[2:3], SWEPT_ROWS if options.sweep is None or "rows" in options.sweep else ()
+    for K, N, activation in layers:
         weight, bias = torch.randn(N, K, generator=generator) / K**0.5, torch.randn(N, generator=generator)
-        for dtype in (torch.float32, torch.bfloat16, torch.int8):
-            for rows in ROWS:
-                layers = _layers(weight, bias, activation, dtype, rows)
-                yield _case(torch.randn(rows, K, generator=generator), weight, activation, dtype, layers)
+        for dtype in shapes.dtypes(options, (torch.float32, torch.bfloat16, torch.int8)):
+            for count in rows:
+                x = torch.randn(count, K, generator=generator)
+                variants = _variants(x, _layers(weight, bias, activation, dtype, count, working_set))
+                yield _case(variants, Sizes(count, K, N), activation, dtype)
 
 
 Layer = Callable[[Tensor], Tensor]
 
 
 def _layers(
-    weight: Tensor, bias: Tensor, activation: str | None, dtype: torch.dtype, rows: int
+    weight: Tensor, bias: Tensor, activation: str | None, dtype: torch.dtype, rows: int, working_set: int
 ) -> dict[str, list[Layer]]:
-    """Each variant as a list of copies of the layer."""
+    """Each variant as a list of copies of the layer, whose weights take ``working_set`` bytes."""
 
     def ours() -> Layer:
         packed = pack(weight, dtype=dtype)
@@ -61,16 +78,16 @@ def _layers(
 
     numbers, count = pack(weight, dtype=dtype).dequantize(), weight.numel()
     makers = {"ours": (ours, dtype.itemsize), "eager fp32": (eager(torch.float32), 4)}
-    if dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if dtype == torch.float32 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
         makers["oneDNN, prepacked"] = (onednn, 4)
     if dtype == torch.bfloat16:
         makers["eager bf16"] = (eager(torch.bfloat16), 2)
     return {
-        name: [make() for _ in range(-(-WORKING_SET // (size * count)))] for name, (make, size) in makers.items()
+        name: [make() for _ in range(-(-working_set // (size * count)))] for name, (make, size) in makers.items()
     }
 
 
-def _case(x: Tensor, weight: Tensor, activation: str | None, dtype: torch.dtype, layers: dict) -> Case:
+def _variants(x: Tensor, layers: dict[str, list[Layer]]) -> dict[str, Variant]:
     def variant(copies: list[Layer]) -> Variant:
         turn = cycle(copies)
 
@@ -80,8 +97,10 @@ def _case(x: Tensor, weight: Tensor, activation: str | None, dtype: torch.dtype,
 
         return run
 
-    variants = {name: variant(copies) for name, copies in layers.items()}
+    return {name: variant(copies) for name, copies in layers.items()}
 
+
+def _case(variants: dict[str, Variant], sizes: Sizes, activation: str | None, dtype: torch.dtype) -> Case:
     def check() -> str:
         results = {name: run().float() for name, run in variants.items()}
         exact = results["eager fp32"]
@@ -91,7 +110,7 @@ def _case(x: Tensor, weight: Tensor, activation: str | None, dtype: torch.dtype,
                 return f"{name}: relative difference {error:.1e} from eager fp32"
         return ""
 
-    (N, K), rows = weight.shape, len(x)
+    rows, K, N = asdict(sizes).values()
     name = f"linear, {str(dtype).removeprefix('torch.')}" + (", gelu" if activation else "")
     numbers = 4 * rows * (K + N) + dtype.itemsize * N * K
-    return Case(name, f"{K}->{N}, {rows} rows", variants, check, 2 * rows * N * K, numbers)
+    return Case(name, f"{K}->{N}, {rows} rows", variants, check, 2 * rows * N * K, numbers, asdict(sizes))

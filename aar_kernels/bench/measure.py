@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
+
+from ..linear import linear, pack
 
 Variant = Callable[[], object]
 
@@ -26,28 +29,31 @@ class Case:
     check: Callable[[], str]  # "" where the results agree, else what differs
     flops: int  # useful floating-point operations of one run
     bytes: int = 0  # that must at least be read and written, where memory may be the bound
+    sizes: dict[str, int | str] = field(default_factory=dict)  # the shape size by size, for lines over one of them
 
 
 def interleaved(
     variants: dict[str, Variant], seconds: float, device: str = "cpu", *, runs: int = 5, warmup: int = 2,
-    clock: Callable[[], float] = time.perf_counter,
+    patience: float = math.inf, clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Times of each variant in milliseconds: ``p50``, ``p20``, ``p80`` and the number of ``runs``.
 
-    One run of each in turn, so that whatever else the machine does falls on all alike, for ``seconds`` per variant
-    (at least ``runs`` times), after ``warmup`` runs that do not count. On CUDA a time is what passes between two events
-    around a run, on an idle device: what the host takes to launch counts where it is longer. On a CPU ``clock`` may be
-    `time.process_time`, so that one thread is timed fairly while other processes take turns with it.
+    One run of each in turn, so that whatever else the machine does falls on all alike, for ``seconds`` per variant, and
+    at least ``runs`` times, or three where that would take more than ``patience`` seconds per variant, after ``warmup``
+    runs that do not count. On CUDA a time is what passes between two events around a run, on an idle device: what the
+    host takes to launch counts where it is longer. On a CPU ``clock`` may be `time.process_time`, so that one thread is
+    timed fairly while other processes take turns with it.
     """
     timed = _cuda_milliseconds if device == "cuda" else partial(_milliseconds, clock=clock)
     for run in variants.values():
         for _ in range(warmup):
             run()
     times: dict[str, list[float]] = {name: [] for name in variants}
-    deadline = time.perf_counter() + seconds * len(variants)
-    while time.perf_counter() < deadline or min(map(len, times.values()), default=runs) < runs:
+    start, rounds, each = time.perf_counter(), 0, max(len(variants), 1)
+    while (spent := (time.perf_counter() - start) / each) < seconds or rounds < (runs if spent < patience else 3):
         for name, run in variants.items():
             times[name].append(timed(run))
+        rounds += 1
     return {name: _percentiles(values) for name, values in times.items()}
 
 
@@ -112,19 +118,34 @@ def _status(field: str) -> int:
 
 
 def peak_gflops(seconds: float = 1.0, device: str = "cpu") -> float:
-    """fp32 GFLOP/s of the machine's best large matrix product, with the present number of threads; bf16 on CUDA."""
+    """GFLOP/s of the best large matrix product, with the present number of threads: fp32, by PyTorch or by
+    `aar_kernels.linear`; bf16 on CUDA."""
     size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
     a = torch.randn(size, size, dtype=dtype, device=device)
-    best = interleaved({"mm": lambda: a @ a}, seconds, device)["mm"]["p20"]
-    return 2 * size**3 / best / 1e6
+    products: dict[str, Variant] = {"mm": lambda: a @ a}
+    if device == "cpu":
+        packed = pack(a)
+        products["linear"] = lambda: linear(a, packed)
+    return 2 * size**3 / _best(products, seconds, device) / 1e6
 
 
 def peak_bandwidth(seconds: float = 1.0, device: str = "cpu") -> float:
-    """GB/s, read and written, of a copy that no cache holds, with the present number of threads."""
+    """GB/s of a copy that no cache holds, read and written, or of reading alone, whichever is more."""
     source = torch.randn(1 << (28 if device == "cuda" else 24), device=device)
     target = torch.empty_like(source)
-    best = interleaved({"copy": lambda: target.copy_(source)}, seconds, device)["copy"]["p20"]
-    return 2 * source.nbytes / best / 1e6
+    copy = 2 * source.nbytes / _best({"copy": lambda: target.copy_(source)}, seconds, device) / 1e6
+    return max(copy, read_bandwidth(seconds, device))
+
+
+def read_bandwidth(seconds: float = 1.0, device: str = "cpu") -> float:
+    """GB/s read from memory by a sum or by a product with a vector, whichever is faster."""
+    matrix, vector = torch.ones(2**14, 2**12, device=device), torch.ones(2**12, device=device)  # 256 MiB
+    return matrix.nbytes / _best({"sum": matrix.sum, "product": lambda: matrix @ vector}, seconds, device) / 1e6
+
+
+def _best(variants: dict[str, Variant], seconds: float, device: str) -> float:
+    """Milliseconds, at p20, of the fastest variant."""
+    return min(times["p20"] for times in interleaved(variants, seconds / len(variants), device).values())
 
 
 def machine() -> dict[str, str]:

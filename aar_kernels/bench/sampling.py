@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -11,22 +12,40 @@ from torch import Tensor
 from ..sampling import sample
 from ..sampling.common import factors
 from ..sampling.reference import guided, kept_weights
+from . import shapes
 from .measure import Case
 
-TOKENS, CODES = 455, 1024
 GUIDANCE, TOP_K, TOP_P = 4.0, 200, 0.95
 
 
+@dataclass(frozen=True)
+class Sizes:
+    batch: int = 8
+    length: int = 455
+    codes: int = 1024
+
+
 def cases(options: Namespace) -> Iterator[Case]:
+    if torch.float32 not in shapes.dtypes(options, [torch.float32]):
+        return
     compiled = None if options.no_compile else torch.compile(_draw, dynamic=True)
-    for batch in options.batch:
-        generator = torch.Generator().manual_seed(0)
-        logits, uncond = 2 * torch.randn(2, batch, TOKENS, CODES, generator=generator)
+    for sizes in _sizes(options):
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+        logits, uncond = 2 * torch.randn(2, *asdict(sizes).values(), generator=generator)
         for top_k, top_p in ((TOP_K, TOP_P), (0, 1.0)):
-            yield _case(logits, uncond, top_k, top_p, compiled)
+            yield _case(logits, uncond, sizes, min(top_k, sizes.codes // 2), top_p, compiled)
 
 
-def _case(logits: Tensor, uncond: Tensor, top_k: int, top_p: float, compiled: Callable | None) -> Case:
+def _sizes(options: Namespace) -> list[Sizes]:
+    if options.shapes == "sweep":
+        return shapes.sweep(options, Sizes(batch=2), {"batch": options.batch, "codes": (512, 1024, 2048, 4096)})
+    others = {} if options.shapes == "paper" else {"length": 50, "codes": 128}
+    return [Sizes(batch, **others) for batch in options.batch]
+
+
+def _case(
+    logits: Tensor, uncond: Tensor, sizes: Sizes, top_k: int, top_p: float, compiled: Callable | None
+) -> Case:  # fmt: skip
     settings = {"guidance": GUIDANCE, "top_k": top_k, "top_p": top_p, "seeds": torch.arange(len(logits))}
     arguments = logits, uncond, GUIDANCE, top_k, top_p
     variants = {
@@ -51,9 +70,10 @@ def _case(logits: Tensor, uncond: Tensor, top_k: int, top_p: float, compiled: Ca
         return f"{other:.1%} of the tokens have another distribution than eager's" if other > 0.01 else ""
 
     name = "sample, no filter" if top_k == 0 else f"sample, k {top_k}, p {top_p}"
-    read = 4 * (logits.numel() + uncond.numel()) + 8 * len(logits) * TOKENS
+    read = 4 * (logits.numel() + uncond.numel()) + 8 * sizes.batch * sizes.length
     # Three operations of guidance a code, and an exponential of those that are left: bytes are the bound.
-    return Case(name, f"batch {len(logits)}", variants, check, flops=3 * logits.numel(), bytes=read)
+    shape = f"batch {sizes.batch}" + shapes.others(sizes, Sizes())
+    return Case(name, shape, variants, check, flops=3 * logits.numel(), bytes=read, sizes=asdict(sizes))
 
 
 def _filtered(logits: Tensor, uncond: Tensor, guidance: float, top_k: int, top_p: float) -> Tensor:
