@@ -1,7 +1,8 @@
 """Quantizers of other packages: accelerated, against their own code and torch.compile of it.
 
-Published sizes, random weights, ten seconds of sound (one, where small shapes are asked for) at the smallest of the batch
-sizes asked for. What is encoded is the output of an encoder, which is not measured here: on a CPU it takes most of a codec's time.
+Published sizes, random weights, ten seconds of sound (one, where small shapes are asked for) at the smallest of the
+batch sizes asked for. What is encoded is the output of an encoder, which is not measured here: on a CPU it takes most
+of a codec's time.
 """
 
 from __future__ import annotations
