@@ -173,3 +173,17 @@ def test_linear_interpolation(n, length):
         left = int(position)
         weight, right = position - left, min(left + 1, n - 1)
         torch.testing.assert_close(row, (1 - weight) * rows[0, left] + weight * rows[0, right])
+
+
+def test_fewer_levels_use_the_first_codebooks(backend):
+    """Their codes are the first ones of the whole quantizer; training is of all codebooks or none."""
+    case = make_case(3, kind="plain", sharing="absent", masked="absent", shared=False, batch=3, latent=8)
+    lengths = case.levels.schedule.lengths
+    codes = encode(case.x, case.levels, backend=backend)
+    for count in range(1, len(lengths)):
+        fewer = dataclasses.replace(case.levels, schedule=ScaleSchedule(lengths[:count]))
+        assert torch.equal(encode(case.x, fewer, backend=backend), codes[:, : sum(lengths[:count])])
+        expected = decode_scales(codes, case.levels, backend=backend)[count - 1]
+        assert torch.equal(decode(codes[:, : sum(lengths[:count])], fewer, backend=backend), expected)
+        with pytest.raises(ValueError, match="training needs a level for each"):
+            quantize(case.x, fewer, backend=backend)
