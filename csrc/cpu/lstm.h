@@ -21,20 +21,6 @@ inline Floats tanh(Floats x) {
   return x < splat(0.0f) ? -y : y;
 }
 
-// gates[rows][kGroup] += h[rows][units] times a group of the recurrent weight.
-inline void recurrent_product(int64_t rows, const float* h, const Product& weight, int64_t group, float* gates) {
-  const int64_t first = group * kGates;
-  if (rows > 1) return sliding_panels(rows, {h, weight.K, weight.K, 0}, weight, first, first + kGates,
-                                      {gates - first * kColumns, kGroup, true, false});
-  // One row: the bound is the weight's way from the cache, which four streams at once use better than one.
-  constexpr int vectors = kGroup / kLanes < 8 ? kGroup / kLanes : 8, columns = vectors * kLanes;
-  for (int64_t k = 0; k < weight.K; k += kSlidingDepth)
-    for (int64_t n = 0; n < kGroup; n += columns)
-      sliding_tile<1, vectors>(h + k, 0, weight.data + (first + n / kColumns) * weight.panel() + k * kColumns,
-                               weight.panel(), std::min(kSlidingDepth, weight.K - k), nullptr,
-                               {gates + n, kGroup, true, false});
-}
-
 // The state of one layer: h of the step before and of this one, and c, units padded to whole groups.
 struct LstmState {
   // before[h, c][batch][units], or null for zeros.
@@ -100,13 +86,14 @@ inline void lstm(const LstmLayer* layers, int64_t count, const float* x, int64_t
         float* next = state.h + (begin + t + 1) % 2 * row;
         parallel(pool, groups, [&](int64_t first, int64_t last) {
           Buffer<float> mine(batch * kGroup);
-          for (int64_t i = first; i < last; i++) {
+          for (int64_t task = first; task < last; task++) {
             // Back and forth, so that a step begins with the weights that the one before read last.
-            const int64_t g = t % 2 ? first + last - 1 - i : i;
+            const int64_t g = t % 2 ? first + last - 1 - task : task;
             const float* from = gates + t * batch * input.N + g * kGroup;
             for (int64_t b = 0; b < batch; b++)
               std::copy(from + b * input.N, from + b * input.N + kGroup, mine + b * kGroup);
-            recurrent_product(batch, h, recurrent, g, mine);
+            const Product group{recurrent.data + g * kGates * recurrent.panel(), units, kGroup};
+            sliding_panels(batch, {h, units, units, 0}, group, 0, kGates, {mine, kGroup, true, false});
             lstm_units(batch, mine, state.c + g * kColumns, padded, std::min(kColumns, units - g * kColumns),
                        next + g * kColumns, units);
           }

@@ -18,6 +18,7 @@ constexpr int64_t kSlidingAhead = 16;  // rows of a panel, fetched ahead where e
 constexpr int kWide = kLanes * 2 < kColumns ? kColumns / kLanes : 2;  // vectors of a tile: whole panels, two at least
 constexpr int kNarrow = kWide / 2;                                    // for what is left of the columns
 constexpr int kWideRows = kRegisters == 32 ? 12 : kWide == 2 ? 6 : 3;
+constexpr int kAlone = kLanes < 16 ? 8 : 4;                           // for a single row
 constexpr int kNarrowRows = kRegisters == 32 ? 16 : 2 * kWideRows;
 
 // B of a product, in panels as in seanet.h.
@@ -119,12 +120,34 @@ void sliding_columns(int64_t rows, const float* a, int64_t a_row, const float* p
   }
 }
 
+// f(k, depth, A's columns from k on) for each chain of K.
+template <class F>
+inline void for_chains(const SlidingRows& a, const Product& b, const F& f) {
+  for (int64_t k = 0, depth; k < b.K; k += depth) {
+    depth = std::min({kSlidingDepth, a.run - k % a.run, b.K - k});
+    f(k, depth, a.data + k / a.run * a.run_step + k % a.run);
+  }
+}
+
+// One row of the panels from p0 on; gives the first that is left. The bound is the weight's way from the caches, which
+// several panels side by side use better than one.
+inline int64_t sliding_row(const SlidingRows& a, const Product& b, int64_t p0, int64_t p1, const Target& to) {
+  constexpr int64_t width = kAlone * kLanes;
+  for (; (p0 * kColumns + width) <= std::min(p1 * kColumns, b.N); p0 += width / kColumns)
+    for_chains(a, b, [&](int64_t k, int64_t depth, const float* left) {
+      const bool last = k + depth == b.K;
+      const float* panel = b.data + p0 * b.panel() + k * kColumns;
+      sliding_tile<1, kAlone>(left, 0, panel, b.panel(), depth, last ? panel + depth * kColumns : nullptr,
+                              {to.data + p0 * kColumns, to.row, to.add || k > 0, to.elu && last});
+    });
+  return p0;
+}
+
 // Panels [p0, p1) of `rows` rows.
 inline void sliding_panels(int64_t rows, const SlidingRows& a, const Product& b, int64_t p0, int64_t p1,
                            const Target& to) {
-  for (int64_t k = 0, depth; k < b.K; k += depth) {
-    depth = std::min({kSlidingDepth, a.run - k % a.run, b.K - k});
-    const float* left = a.data + k / a.run * a.run_step + k % a.run;
+  if (rows == 1) p0 = sliding_row(a, b, p0, p1, to);
+  for_chains(a, b, [&](int64_t k, int64_t depth, const float* left) {
     const bool last = k + depth == b.K;
     for (int64_t n = p0 * kColumns; n < std::min(p1 * kColumns, b.N);) {
       const float* panel = b.data + n / kColumns * b.panel() + n % kColumns + k * kColumns;
@@ -137,7 +160,7 @@ inline void sliding_panels(int64_t rows, const SlidingRows& a, const Product& b,
         sliding_columns<kNarrowRows, kNarrow>(rows, left, a.row, panel, b.panel(), depth, bias, columns, out);
       n += columns > kNarrow * kLanes ? kWide * kLanes : kNarrow * kLanes;
     }
-  }
+  });
 }
 
 // One or two columns: each sum is taken along K, instead of along columns that are not there.
