@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None, config: SATConfig | None = None) -> int:
             measured = peaks()
             clock = time.process_time if options.cpu_time and threads == 1 else time.perf_counter
             timing = {"runs": options.runs, "warmup": 1, "clock": clock}
-            about = {"benchmark": half.name, "threads": threads, "clock": clock.__name__, **measured}
+            about = {"benchmark": "codec", "case": half.name, "threads": threads, "clock": clock.__name__, **measured}
             for batch in options.batch:
                 rows.append(about | _measure(half, batch, timing))
                 print_row(rows[-1])

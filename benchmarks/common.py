@@ -53,7 +53,7 @@ def print_machine() -> None:
 def print_row(row: dict) -> None:
     """Prints the times of a row's variants, each with its ratio to the first, and how near the floor it came."""
     peak = f"{row['peak_gflops']:.0f} GFLOP/s, {row['read_gbs']:.1f} GB/s read"
-    print(f"\n{row['benchmark']}, {row['shape']}, {row['threads']} thread(s), at best {peak}")
+    print(f"\n{row['benchmark']}: {row['case']}, {row['shape']}, {row['threads']} thread(s), at best {peak}")
     print(f"{'variant':36} {'p50 (p20, p80) ms':30} {'ratio':>7} {'floor ms':>9} {'of time':>8} {'MiB':>7}")
     first = next(iter(row["times_ms"].values()))["p50"] if row["times_ms"] else 0.0
     for name, times in row["times_ms"].items():

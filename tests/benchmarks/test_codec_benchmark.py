@@ -15,7 +15,7 @@ def test_table_and_json(quick, tmp_path):
     path = tmp_path / "out.json"
     assert codec.main([*ARGUMENTS, "--layers", "--cpu-time", "--json", str(path)], TINY) == 0
     rows = json.loads(path.read_text())["rows"]
-    assert [row["benchmark"] for row in rows] == 2 * ["SAT small encode"] + 2 * ["SAT small decode"]
+    assert [row["case"] for row in rows] == 2 * ["SAT small encode"] + 2 * ["SAT small decode"]
     whole, layers = rows[0], rows[1]
     assert set(whole["times_ms"]) == {
         "ours", "eager autoencoder, our quantizer", "eager", "eager, weight norm",
