@@ -1,4 +1,4 @@
-"""`accelerate` and `restore`: find the quantizers of other packages in a model, and exchange their classes."""
+"""`accelerate` and `restore`: find quantizers and stacks of other packages in a model, and exchange their classes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Report:
 
 
 def accelerate(model: nn.Module, *, backend: str | None = None) -> Report:
-    """Let the residual quantizers in ``model`` run on the fused operators, in place.
+    """Let residual quantizers in ``model``, and EnCodec's convolutional stacks, run on the fused operators, in place.
 
     Encoding and decoding, and ``forward`` in eval mode, keep their signatures and results: codes are the same except
     where float32 rounding decides. Weights stay where they are and are read live: ``load_state_dict``, ``.to()`` and

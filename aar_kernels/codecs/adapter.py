@@ -1,4 +1,4 @@
-"""What every adapter is: a subclass, made on the fly, of the quantizer class that another package wrote."""
+"""What every adapter is: a subclass, made on the fly, of a class that another package wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .. import dispatch
 
 
 class Unsupported(Exception):
-    """Why a quantizer stays as its package wrote it."""
+    """Why a module stays as its package wrote it."""
 
 
 class Adapter:
