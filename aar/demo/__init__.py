@@ -96,6 +96,6 @@ def _introduction(sat: SAT, aar: AAR) -> list[str]:
         f"for the whole second to {config.lengths[-1]} of them; a transformer writes all tokens of a scale at once, "
         f"coarse to fine, in {sat.num_scales} steps.",
         f"The tokenizer has {tokenizer:.1f} million parameters and the transformer {transformer:.1f}. Both were "
-        "trained for about an hour on one core, on two hours of synthetic speech, game effects and computed music: "
-        "they show how the system works, not how good it can sound. No clip on this page was trained on.",
+        "trained on a CPU within two hours, on two hours of synthetic speech, game effects and computed music: they "
+        "show how the system works, not how good it can sound. No clip on this page was trained on.",
     ]
