@@ -40,7 +40,7 @@ setup(
     # The sources are installed too: `python -m aar_kernels.build` needs them.
     package_dir={"aar_kernels.csrc": "csrc"},
     package_data={
-        "aar": ["py.typed", "demo/clips/*", "weights/*/*.md", "weights/*/*/*"],
+        "aar": ["py.typed", "demo/clips/*", "weights/*/*.*", "weights/*/*/*"],
         "aar_kernels": ["py.typed"],
         "aar_kernels.csrc": ["**/*.h", "**/*.cpp", "**/*.cu"],
     },
