@@ -112,7 +112,7 @@ def rounded(model: AAR, dtype: torch.dtype) -> AAR:
 @torch.no_grad()
 def cached_logits(model: AAR, condition: Tensor, inputs: Tensor, dtype: torch.dtype) -> Tensor:
     """Teacher-forced logits ``[B, total, codebook_size]`` scale by scale, as sampling computes them."""
-    run = generation.Run(model, dtype, condition, guided=False)
+    run = generation.Run(model, generation.engine_of(model, dtype), condition, guided=False)
     scales = [None, *inputs.split(model.schedule.lengths[1:], dim=1)]
     return torch.cat([run.logits(scale, rows)[0] for scale, rows in enumerate(scales)], dim=1)
 

@@ -128,7 +128,7 @@ class Fused(NextToken):
 
     def _begin(self) -> None:
         self.modulations = generation.modulations_of(self.model, self.embedding)
-        self.scale_caches = generation.caches_of(self.model, len(self.embedding), self.length)
+        self.scale_caches = self.engine.caches(len(self.embedding), self.length).of_blocks()
 
     def caches(self) -> list[Tensor]:
         return [tensor for cache in self.scale_caches for tensor in (cache.k, cache.v)]

@@ -1,5 +1,8 @@
 """Sampling of an AAR: scale by scale, with a static cache, packed weights, and nothing computed twice.
 
+One function, `run_scales`, is the whole loop: of tensors alone, without waiting for the device. On CUDA it is captured
+once as a graph and replayed, else it is called.
+
 What depends on the condition alone (the modulations of all blocks) is computed once per call; what depends on the
 weights alone (their packing, and everything about the null condition's first scale) once per model. The first scale
 has guidance 0, so its unconditional half is never run: later scales read its keys and values from that once.
@@ -9,7 +12,10 @@ Source: arXiv 2408.09027, section 3.2 and appendix; guidance grows from 0 at the
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +24,7 @@ from torch import Tensor, nn
 
 import aar_kernels as ak
 from aar_kernels.cache import DerivedCache
+from aar_kernels.graph import Graph, capturing, keep
 from aar_kernels.linear import linear, pack
 from aar_kernels.modulation import gated_residual_modulate, layer_norm_modulate
 
@@ -28,12 +35,14 @@ __all__ = ["sample"]
 Linear = Callable[[Tensor], Tensor]
 Callback = Callable[[int, Tensor, Tensor], None]
 
+MAX_GRAPHS = 8  # of one model; each holds the memory of a run
+
 
 @torch.no_grad()
 def sample(
     model: AAR, condition: Tensor | None = None, *, num: int | None = None, cfg: float = 4.0, top_k: int = 200,
     top_p: float = 0.95, temperature: float = 1.0, seed: int | Sequence[int] | Tensor = 0,
-    dtype: torch.dtype | None = None, scales_callback: Callback | None = None,
+    dtype: torch.dtype | None = None, scales_callback: Callback | None = None, graph: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """Samples codes ``[B, total]`` int64 of one window each.
 
@@ -44,37 +53,104 @@ def sample(
         cfg: guidance at the last scale; at scale s of S the logits are ``(1 + t) cond - t uncond`` with
             ``t = cfg * s / (S - 1)``. 0 for none. Unconditional items need none.
         top_k, top_p, temperature: filters of `aar_kernels.sampling.sample`; temperature 0 takes the likeliest code.
-        seed: of the random numbers: one for each item (a list, or ``[B]`` int64 on the model's device, which costs no
-            copy there), or one number, from which item i has ``seed + i``.
+        seed: of the random numbers: one for each item (a list, which is copied to the device, or ``[B]`` int64 that is
+            there already), or one number, from which item i has ``seed + i``.
         dtype: in which weights are kept: torch.float32, or torch.bfloat16 or torch.int8 to read less memory
-            (arithmetic stays fp32 on the CPU). The model's own unless given.
+            (arithmetic stays fp32 on the CPU; on CUDA all but the residual stream is in this dtype). The model's own
+            unless given.
         scales_callback: called after each scale with its index, the reconstruction so far ``[B, T, latent_dim]``, and
             the scale's codes ``[B, lengths[scale]]``.
+        graph: replay the loop as one CUDA graph; None does so wherever that is possible. The first call with other
+            options, batch or dtype captures it, which takes as long as two runs and the compilation of kernels, and so
+            does one after a weight changed; the last `MAX_GRAPHS` are kept with the memory that they use.
 
     Raises:
-        ValueError: a condition of another width, cfg below 0, or a filter out of range.
+        ValueError: a condition of another width, cfg below 0, or a filter out of range; or a graph asked for where
+            there can be none: on a CPU, for no items, with a callback, for weights made in inference mode, while
+            another graph is captured.
         RuntimeError: NaN logits.
     """
     if not cfg >= 0:
         raise ValueError(f"cfg must be at least 0, got {cfg}")
     batch = _batch(condition, num)
     seeds = _seeds(seed, batch, model.position.device)
-    guided = condition is not None and cfg > 0
-    run = Run(model, dtype or model.position.dtype, model.conditions(condition, batch), guided)
-    schedule, last = model.schedule, max(model.schedule.num_scales - 1, 1)
-    f_hat = model.position.new_zeros(batch, schedule.length, model.config.latent_dim)
+    options = Options(0.0 if condition is None else cfg, temperature, top_k, top_p)
+    condition, dtype = model.conditions(condition, batch), dtype or model.position.dtype
+    run = partial(run_scales, model, engine_of(model, dtype), options)
+    why_not = _ungraphed(model, batch, scales_callback)
+    if graph and why_not:
+        raise ValueError(f"no CUDA graph: {why_not}")
+    if graph is False or why_not:
+        return run(condition, seeds, scales_callback)
+    key = options, batch, dtype, torch.cuda.current_stream()
+    return _graphs_of(model).get(key, lambda: Graph(run, (condition, seeds)))(condition, seeds)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The constants of a loop, as `sample` takes them; cfg is 0 without a condition."""
+
+    cfg: float
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+def run_scales(
+    model: AAR, engine: Engine, options: Options, condition: Tensor, seeds: Tensor, callback: Callback | None = None
+) -> Tensor:
+    """Codes ``[B, total]`` from ``condition[B, condition_dim]`` and ``seeds[B]``."""
+    run = Run(model, keep(engine), condition, options.cfg > 0)
+    schedule, last = model.schedule, model.schedule.num_scales - 1
+    f_hat = model.position.new_zeros(len(condition), schedule.length, model.config.latent_dim)
     inputs, codes = None, []
     for scale, start in enumerate(schedule.offsets[:-1]):
         logits, uncond = run.logits(scale, inputs)
         picks = ak.sampling.sample(
-            logits, uncond=uncond, guidance=cfg * scale / last if guided else 0.0, temperature=temperature,
-            top_k=top_k, top_p=top_p, seeds=seeds, position=start,
+            logits, uncond=uncond, guidance=options.cfg * scale / max(last, 1), temperature=options.temperature,
+            top_k=options.top_k, top_p=options.top_p, seeds=seeds, position=start,
         )  # fmt: skip
-        f_hat, inputs = model.quantizer.step(scale, f_hat, picks)
         codes.append(picks)
-        if scales_callback is not None:
-            scales_callback(scale, f_hat, picks)
+        if scale < last or callback is not None:
+            f_hat, inputs = model.quantizer.step(scale, f_hat, picks)
+        if callback is not None:
+            callback(scale, f_hat, picks)
     return torch.cat(codes, dim=1)
+
+
+class Graphs:
+    """The latest `MAX_GRAPHS` of a model whose weights stay as they are."""
+
+    def __init__(self) -> None:
+        self._graphs: OrderedDict[tuple, Graph] = OrderedDict()
+
+    def get(self, key: tuple, capture: Callable[[], Graph]) -> Graph:
+        if key not in self._graphs:
+            if len(self._graphs) >= MAX_GRAPHS:
+                self._graphs.popitem(last=False)  # before there is another: its memory is free then
+            self._graphs[key] = capture()
+        self._graphs.move_to_end(key)
+        return self._graphs[key]
+
+
+_graphs: DerivedCache[Graphs] = DerivedCache()
+
+
+def _graphs_of(model: AAR) -> Graphs:
+    return _graphs.get([*model.parameters(), model.quantizer.codebooks], Graphs)
+
+
+def _ungraphed(model: AAR, batch: int, callback: Callback | None) -> str | None:
+    """Why the loop cannot be a graph."""
+    if model.position.device.type != "cuda":
+        return f"the model is on {model.position.device}"
+    if batch == 0:
+        return "there are no items"
+    if callback is not None:
+        return "a callback runs on the host, between scales"
+    if model.position.is_inference():
+        return "weights made in inference mode may change unseen"
+    return "another is being captured" if capturing() else None
 
 
 def _batch(condition: Tensor | None, num: int | None) -> int:
@@ -89,9 +165,9 @@ def _batch(condition: Tensor | None, num: int | None) -> int:
 
 
 def _seeds(seed: int | Sequence[int] | Tensor, batch: int, device: torch.device) -> Tensor:
-    seeds = range(seed, seed + batch) if isinstance(seed, int) else seed
-    if not isinstance(seeds, Tensor):
-        seeds = torch.tensor(list(seeds), dtype=torch.int64, device=device)
+    if isinstance(seed, int):
+        return torch.arange(seed, seed + batch, device=device)
+    seeds = seed if isinstance(seed, Tensor) else torch.tensor(list(seed), dtype=torch.int64, device=device)
     if seeds.shape != (batch,):
         raise ValueError(f"{batch} items need as many seeds, got {len(seeds)}")
     return seeds
@@ -100,48 +176,51 @@ def _seeds(seed: int | Sequence[int] | Tensor, batch: int, device: torch.device)
 class Run:
     """One call: its caches and modulations. With guidance the items come twice, the conditional ones first."""
 
-    def __init__(self, model: AAR, dtype: torch.dtype, condition: Tensor, guided: bool):
-        self.model, self.engine = model, engine_of(model, dtype)
+    def __init__(self, model: AAR, engine: Engine, condition: Tensor, guided: bool):
+        self.model, self.engine = model, engine
         self.guided, self.batch = guided, len(condition)
         self.embedding = model.embed_condition(condition)
         self.modulations = modulations_of(model, self.embedding)
-        self.caches = caches_of(model, self.batch * (2 if guided else 1), model.schedule.total)
+        self.caches = engine.caches(self.batch * (2 if guided else 1), model.schedule.total)
 
     def logits(self, scale: int, inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits of one scale from its ``inputs[B, n, latent_dim]``, and the unconditional ones where guided."""
-        model = self.model
         if scale == 0:
-            caches = [ak.ScaleCache(cache.k[: self.batch], cache.v[: self.batch]) for cache in self.caches]
-            logits = self.engine.logits(model.first_tokens(self.embedding), self.modulations, caches)
-            self._enter_null(model.schedule.lengths[0])
+            x = self.model.first_tokens(self.embedding)
+            logits = self.engine.logits(x, self.modulations, self.caches.of_blocks(self.batch))
+            self._enter_null()
             return logits, None
-        x = self.engine.word(inputs) + model.places(scale, scale + 1)
-        if not self.guided:
-            return self.engine.logits(x, self.modulations, self.caches), None
-        return self.engine.logits(torch.cat([x, x]), self.modulations, self.caches).chunk(2)
+        first, last = self.model.schedule.offsets[scale : scale + 2]
+        x = self.engine.word(inputs)
+        x = x.expand(2 if self.guided else 1, *x.shape) + self.engine.places[first:last]
+        logits = self.engine.logits(x.flatten(0, 1), self.modulations, self.later)
+        return logits.chunk(2) if self.guided else (logits, None)
 
-    def _enter_null(self, length: int) -> None:
+    def _enter_null(self) -> None:
         """All caches hold the first scale now; so do those of the unconditional half, which never ran."""
-        for cache, null in zip(self.caches, self.engine.null_caches, strict=True):
-            if self.guided:
-                cache.k[self.batch :, :length], cache.v[self.batch :, :length] = null.k, null.v
-            cache.length = length
+        null = self.engine.null_caches.memory
         if self.guided:
+            self.caches.memory[:, :, self.batch :, : null.shape[3]] = null
             pairs = zip(self.modulations, self.engine.null_modulations, strict=True)
             self.modulations = [torch.cat([own, null.expand(self.batch, -1)]) for own, null in pairs]
+        self.later = self.caches.of_blocks(length=null.shape[3])
+
+
+@dataclass(frozen=True)
+class Caches:
+    """The keys and values of all blocks in one tensor ``memory[blocks, 2, batch, total, heads, head_dim]``."""
+
+    memory: Tensor
+
+    def of_blocks(self, batch: int | None = None, length: int = 0) -> list[ak.ScaleCache]:
+        """The cache of each block, of the first ``batch`` items, holding ``length`` tokens."""
+        return [ak.ScaleCache(k, v, length) for k, v in self.memory[:, :, :batch].unbind(0)]
 
 
 def modulations_of(model: AAR, embedding: Tensor) -> list[Tensor]:
     """``[B, 6 C]`` of each block, and ``[B, 2 C]`` of the head."""
     adaptive = F.silu(embedding)
     return [part.modulation(adaptive) for part in model.blocks] + [model.head_modulation(adaptive)]
-
-
-def caches_of(model: AAR, batch: int, total: int) -> list[ak.ScaleCache]:
-    """An empty cache for each block."""
-    config, like = model.config, model.position
-    sizes = (batch, total, config.heads, config.width // config.heads)
-    return [ak.ScaleCache.empty(*sizes, dtype=like.dtype, device=like.device) for _ in model.blocks]
 
 
 class Engine:
@@ -151,39 +230,57 @@ class Engine:
     """
 
     def __init__(self, model: AAR, dtype: torch.dtype):
-        self.eps = model.config.norm_eps
-        self.layers = [_Layer(block, dtype) for block in model.blocks]
-        self.word, self.head = _linear(model.word, dtype), _linear(model.head, dtype)
+        config = model.config
+        self.eps, self.heads, self.head_dim = config.norm_eps, config.heads, config.width // config.heads
+        self.packed = model.position.device.type == "cpu" and model.position.dtype == torch.float32
+        if dtype == torch.int8 and not self.packed:
+            where = f"{model.position.dtype} on {model.position.device}"
+            raise ValueError(f"int8 weights need a float32 model on the CPU, not {where}")
+        # Of everything between the residual stream, which is in the model's, and the logits.
+        self.dtype = torch.float32 if self.packed else dtype
+        self.layers = [_Layer(block, dtype, self.dtype, self.packed) for block in model.blocks]
+        self.word, self.head = _linear(model.word, dtype, self.packed), _linear(model.head, dtype, self.packed)
+        self.places = model.places(0, model.schedule.num_scales)
         embedding = model.embed_condition(model.null_condition[None])
         self.null_modulations = modulations_of(model, embedding)
-        self.null_caches = caches_of(model, 1, model.schedule.lengths[0])
-        self.blocks(model.first_tokens(embedding), self.null_modulations, self.null_caches)
+        self.null_caches = self.caches(1, model.schedule.lengths[0])
+        self.blocks(model.first_tokens(embedding), self.null_modulations, self.null_caches.of_blocks())
+
+    def caches(self, batch: int, total: int) -> Caches:
+        """Empty ones."""
+        shape = (len(self.layers), 2, batch, total, self.heads, self.head_dim)
+        return Caches(self.places.new_empty(shape, dtype=self.dtype))
 
     def logits(self, x: Tensor, modulations: list[Tensor], caches: list[ak.ScaleCache]) -> Tensor:
-        """``[B, n, codebook_size]`` in fp32."""
-        return self.head(self.blocks(x, modulations, caches)).float()
+        """``[B, n, codebook_size]`` in fp32, or in the narrower dtype in which they were computed."""
+        logits = self.head(self.blocks(x, modulations, caches))
+        return logits.float() if logits.dtype == torch.float64 else logits
 
     def blocks(self, x: Tensor, modulations: list[Tensor], caches: list[ak.ScaleCache]) -> Tensor:
         """``[B, n, C]``, ready for the head, of the tokens of one scale; their keys and values enter the caches."""
         parts = [of_block.chunk(6, dim=-1) for of_block in modulations[:-1]]
         before = [(scale1, shift1) for _, _, scale1, _, shift1, _ in parts] + [modulations[-1].chunk(2, dim=-1)]
-        y = layer_norm_modulate(x, *before[0], eps=self.eps)
+        norm = {"eps": self.eps, "dtype": self.dtype}
+        y = layer_norm_modulate(x, *before[0], **norm)
         for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             gate1, gate2, _, scale2, _, shift2 = parts[i]
-            x, y = gated_residual_modulate(x, layer.attend(y, cache), gate1, scale2, shift2, eps=self.eps)
-            x, y = gated_residual_modulate(x, layer.feed_forward(y), gate2, *before[i + 1], eps=self.eps)
+            x, y = gated_residual_modulate(x, layer.attend(y, cache), gate1, scale2, shift2, **norm)
+            x, y = gated_residual_modulate(x, layer.feed_forward(y), gate2, *before[i + 1], **norm)
         return y
 
 
 class _Layer:
     """A block's weights."""
 
-    def __init__(self, block: Block, dtype: torch.dtype):
+    def __init__(self, block: Block, dtype: torch.dtype, activations: torch.dtype, packed: bool):
         self.heads, self.softmax_scale = block.heads, block.softmax_scale
-        self.log_scale = None if block.log_scale is None else block.log_scale.detach()
-        self.qkv = _linear(block.qkv, dtype, bias=block.qkv_bias)
-        self.proj, self.fc2 = _linear(block.proj, dtype), _linear(block.fc2, dtype)
-        self.fc1 = _linear(block.fc1, dtype, activation="gelu_tanh")
+        self.log_scale = None
+        if block.log_scale is not None:
+            wide = torch.float64 if activations == torch.float64 else torch.float32
+            self.log_scale = block.log_scale.detach().to(wide)
+        self.qkv = _linear(block.qkv, dtype, packed, bias=block.qkv_bias)
+        self.proj, self.fc2 = _linear(block.proj, dtype, packed), _linear(block.fc2, dtype, packed)
+        self.fc1 = _linear(block.fc1, dtype, packed, activation="gelu_tanh")
 
     def attend(self, x: Tensor, cache: ak.ScaleCache) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b n h d", three=3, h=self.heads)
@@ -195,20 +292,18 @@ class _Layer:
 
 
 def _linear(
-    module: nn.Linear, dtype: torch.dtype, *, bias: Tensor | None = None, activation: str | None = None
+    module: nn.Linear, dtype: torch.dtype, packed: bool, *, bias: Tensor | None = None, activation: str | None = None
 ) -> Linear:
-    """The layer with its weight kept in ``dtype``: packed for the native kernels where those can run it."""
+    """The layer with its weight kept in ``dtype``: packed for the native kernels, or else computing in ``dtype``."""
     weight, bias = module.weight.detach(), module.bias.detach() if bias is None else bias
-    if weight.device.type == "cpu" and weight.dtype == torch.float32:
-        packed = pack(weight, dtype=dtype)
-        return lambda x: linear(x, packed, bias, activation=activation)
-    if dtype == torch.int8:
-        raise ValueError(f"int8 weights need a float32 model on the CPU, not {weight.dtype} on {weight.device}")
+    if packed:
+        data = pack(weight, dtype=dtype)
+        return lambda x: linear(x, data, bias, activation=activation)
     weight, narrow = weight.to(dtype), bias.to(dtype)
 
     def run(x: Tensor) -> Tensor:
         y = F.linear(x.to(dtype), weight, narrow)
-        return (F.gelu(y, approximate="tanh") if activation else y).to(x.dtype)
+        return F.gelu(y, approximate="tanh") if activation else y
 
     return run
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._library import library
 from ..cache import DerivedCache
+from ..graph import captured_elsewhere, keep
 from .common import fold
 
 MAX_DIM, MAX_SCALES = 128, 128  # kMaxDim and kMaxScales of csrc/cuda/msrq.h
@@ -173,11 +174,11 @@ def tables_of(codebooks, phi_weights, phi_biases, lengths: Sequence[int], phi_in
 def _remember(cache: DerivedCache, weights: list[Tensor], build, *options):
     """A value of ``cache``, one for each CUDA stream: another stream would have to wait for the one that builds.
 
-    Under CUDA-graph capture a new one, that the graph keeps: it would otherwise go on reading memory that the cache
-    gives up when a weight changes.
+    Under a capture that does not `keep` it a new one, which is the graph's: that would otherwise go on reading memory
+    that the cache gives up when a weight changes.
     """
     if not weights[0].is_cuda:
         return cache.get(weights, build, *options)
-    if torch.cuda.is_current_stream_capturing():
+    if captured_elsewhere():
         return build()
-    return cache.get(weights, build, torch.cuda.current_stream(), *options)
+    return keep(cache.get(weights, build, torch.cuda.current_stream(), *options))

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from .._triton import unavailable, wrong_device  # noqa: F401
+from .._triton import ASSERTING, assertions, unavailable, wrong_device  # noqa: F401
 from ..cache import DerivedCache
+from ..graph import captured_elsewhere, keep
 from . import triton_kernels as kernels
 from .common import fold
 
@@ -87,8 +88,18 @@ def next_scale_inputs(codes, *levels_and_length) -> Tensor:
 def step(f_hat, codes, *levels_and_scale) -> tuple[Tensor, Tensor]:
     *levels, scale = levels_and_scale
     levels = _Levels(*levels)
-    f_hat = _decode(levels, codes, f_hat.shape[1], levels.scales[scale : scale + 1], base=f_hat)
-    return f_hat, _pool(levels, f_hat[None], levels.scales[scale + 1 : scale + 2])
+    batch, length, dim = f_hat.shape
+    (group,) = levels.groups(levels.scales[scale : scale + 1], length, levels.memo())
+    out, pooled = torch.empty_like(f_hat), f_hat.new_empty(batch, sum(levels.lengths[scale + 1 : scale + 2]), dim)
+    last = scale + 1 == len(levels.lengths)
+    following = length if last else pooled.shape[1]
+    blocks = kernels.step_blocks(dim, length, following)
+    with assertions():
+        kernels.step_kernel[batch, triton.cdiv(following, blocks["BLOCK_I"])](
+            out, None if last else pooled, f_hat, codes.contiguous(), group.table, group.bias, group.layout,
+            length, levels.codebooks.shape[1], scale, following, D=dim, TAPS=levels.taps, **blocks, **ASSERTING,
+        )  # fmt: skip
+    return out, pooled
 
 
 @_operator
@@ -157,11 +168,11 @@ class _Levels:
         return [(s if len(self.codebooks) > 1 else 0, phis[s]) for s in self.scales]
 
     def memo(self) -> dict:
-        """Where derived values are kept until a weight changes. Under CUDA-graph capture a new one: the graph
-        would otherwise go on reading memory that the cache gives up when a weight changes."""
-        if self.codebooks.is_cuda and torch.cuda.is_current_stream_capturing():
+        """Where derived values are kept until a weight changes. Under a capture that does not `keep` it, a new
+        one: that graph would otherwise go on reading memory that the cache gives up when a weight changes."""
+        if self.codebooks.is_cuda and captured_elsewhere():
             return {}
-        return _derived.get([self.codebooks, *self.phi_weights, *self.phi_biases], dict)
+        return keep(_derived.get([self.codebooks, *self.phi_weights, *self.phi_biases], dict))
 
     def remember(self, memo: dict, key, build: Callable[[], T]) -> T:
         """A value of ``memo``, one for each CUDA stream: another stream would have to wait for the one that
@@ -220,7 +231,7 @@ class _Levels:
         books, phis = zip(*self.pairs, strict=True)
         rows = zip(self.lengths, offsets, books, tables, phis, (widths[k] for k in phis), strict=True)
         wide = 2 * (length + self.taps) * max(self.lengths) > INT32_MAX
-        return _upload(tuple(rows), torch.int64 if wide else torch.int32, self.codebooks.device)
+        return keep(_upload(tuple(rows), torch.int64 if wide else torch.int32, self.codebooks.device))
 
 
 @dataclass(frozen=True)
@@ -255,19 +266,20 @@ def _run_scales(
         x = residual
 
 
-def _decode(levels, codes, length: int, scales: range, *, base=None, keep_scales: bool = False) -> Tensor:
-    """The sum of ``base`` and the contributions of ``scales``, whose codes these are; or each partial sum."""
-    batch, (_, size, dim) = codes.shape[0], levels.codebooks.shape
-    torch._assert_async(((codes >= -1) & (codes < size)).all(), f"codes must be in [-1, {size})")
+def _decode(levels, codes, length: int, scales: range, *, keep_scales: bool = False) -> Tensor:
+    """The sum of the contributions of ``scales``, whose codes these are; or each partial sum."""
+    batch, (_, size, dim), base = codes.shape[0], levels.codebooks.shape, None
     codes = codes.contiguous()
     out = levels.codebooks.new_empty(*([len(scales)] if keep_scales else []), batch, length, dim)
     skip = sum(levels.lengths[: scales.start])
     for group in levels.groups(scales, length, levels.memo()):
         first, last = group.scales.start, group.scales.stop
-        kernels.decode_kernel[_blocks((batch,), length)](
-            out, base, codes, group.table, group.bias, group.layout, length, size, codes.shape[1],
-            skip, first, last, D=dim, TAPS=levels.taps, KEEP_SCALES=keep_scales, **kernels.row_blocks(dim),
-        )  # fmt: skip
+        with assertions():
+            kernels.decode_kernel[_blocks((batch,), length)](
+                out, base, codes, group.table, group.bias, group.layout, length, size, codes.shape[1], skip,
+                first, last, D=dim, TAPS=levels.taps, KEEP_SCALES=keep_scales, **kernels.row_blocks(dim),
+                **ASSERTING,
+            )  # fmt: skip
         base = out[last - 1] if keep_scales else out
     return out
 

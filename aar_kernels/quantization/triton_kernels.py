@@ -38,6 +38,13 @@ def row_blocks(dim: int) -> dict[str, int]:
     return {"BLOCK_D": width, "BLOCK_M": max(1, min(16, 1024 // width)), "num_warps": 8}
 
 
+def step_blocks(dim: int, length: int, following: int) -> dict[str, int]:
+    """Of a step to a scale of ``following`` tokens: about as many in a block as a block of frames has windows."""
+    rows = row_blocks(dim)
+    tokens = triton.next_power_of_2(max(rows["BLOCK_M"] * following // length, 1))
+    return rows | {"BLOCK_I": min(tokens, rows["BLOCK_M"])}
+
+
 @triton.jit
 def _pool(rows, mask, i, n, length, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Means of ``rows[T, D]`` over the windows of tokens ``i`` of ``n``, and how many frames each one
@@ -131,6 +138,15 @@ def _contribution(
         rows = table + (code * TAPS + tap)[:, None] * D + d[None, :]
         h += weight[:, None] * tl.load(rows, mask=(code >= 0)[:, None] & channels, other=0.0)
     return h
+
+
+@triton.jit
+def _check(codes, count, size, BLOCK: tl.constexpr):
+    """Asserts that each of ``codes[count]`` is one, or -1."""
+    for start in range(0, count, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        code = tl.load(codes + i, mask=i < count, other=-1)
+        tl.device_assert((code >= -1) & (code < size), "codes must be in [-1, codebook_size)")
 
 
 @triton.jit(do_not_specialize=["length", "size", "tokens", "kept", "first", "last"])
@@ -248,6 +264,7 @@ def decode_kernel(
     """
     item = tl.program_id(0).to(tl.int64)
     items = tl.num_programs(0).to(tl.int64)
+    _check(codes + item * stride, stride, size, 256)
     t = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     frames = (t < length)[:, None] & (d < D)[None, :]
@@ -268,6 +285,44 @@ def decode_kernel(
             tl.store(out + s * items * length * D + at, h, mask=frames)
     if not KEEP_SCALES:
         tl.store(out + at, h, mask=frames)
+
+
+@triton.jit(do_not_specialize=["length", "size", "scale", "following"])
+def step_kernel(
+    out, pooled, base, codes, table, bias, layout, length, size, scale, following,
+    D: tl.constexpr, TAPS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """A step of sampling: ``base[B, T, D]`` plus the contribution of one scale, and that sum pooled to the
+    ``following`` tokens of the next scale, or not (None). Program (item, block of those tokens).
+
+    A program computes the frames that its tokens see. Two whose windows share a frame write the same number to it."""
+    item = tl.program_id(0).to(tl.int64)
+    fields = layout + scale * FIELDS
+    n = tl.load(fields + LENGTH)
+    codes += item * n
+    table += tl.load(fields + PAIR).to(tl.int64) * size * TAPS * D
+    if bias is not None:
+        bias += tl.load(fields + PHI) * D
+    out += item * length * D
+    base += item * length * D
+    _check(codes, n, size, 256)
+
+    d = tl.arange(0, BLOCK_D)
+    channels = (d < D)[None, :]
+    stop = (tl.minimum((tl.program_id(1) + 1) * BLOCK_I, following) * length + following - 1) // following
+    for start in range(tl.program_id(1) * BLOCK_I * length // following, stop, BLOCK_M):
+        t = start + tl.arange(0, BLOCK_M)
+        frames = (t < stop)[:, None] & channels
+        at = t[:, None] * D + d[None, :]
+        h = tl.load(base + at, mask=frames, other=0.0)
+        h += _contribution(codes, table, bias, t, n, length, D, TAPS, BLOCK_D)
+        tl.store(out + at, h, mask=frames)
+    if pooled is not None:
+        tl.debug_barrier()
+        i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
+        mean, _ = _pool(out, None, i, following, length, D, BLOCK_D)
+        row = item * following + i
+        tl.store(pooled + row[:, None] * D + d[None, :], mean, mask=(i < following)[:, None] & channels)
 
 
 @triton.jit(do_not_specialize=["length", "stride", "skip", "first"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._triton import unavailable, wrong_device  # noqa: F401
+from .._triton import ASSERTING, assertions, unavailable, wrong_device  # noqa: F401
 from . import triton_kernels as kernels
-from .common import MESSAGE, factors
+from .common import factors
 
 
 def unsupported(problem) -> str | None:
@@ -25,11 +25,10 @@ def sample(logits, uncond, seeds, position, guidance, temperature, top_k, top_p)
         return codes
     uncond = None if uncond is None else uncond.contiguous()
     settings = factors(guidance, temperature)
-    with torch.cuda.device_of(logits):
+    with torch.cuda.device_of(logits), assertions():
         kernels.sample_kernel[(codes.numel(),)](
             codes, logits.contiguous(), uncond, seeds.contiguous(), position, tokens, vocabulary, *settings,
             top_k, top_p, GREEDY=settings.scale == 0, TOP_K=0 < top_k < vocabulary, TOP_P=top_p < 1,
-            **kernels.options(vocabulary),
+            **kernels.options(vocabulary), **ASSERTING,
         )  # fmt: skip
-    torch._assert_async((codes >= 0).all(), MESSAGE)
     return codes

@@ -17,6 +17,7 @@ BITS = tl.constexpr(common.BITS)
 LOWEST = tl.constexpr(common.LOWEST)
 ROUND = tl.constexpr(common.ROUND)
 ROUND_BITS = tl.constexpr(common.ROUND_BITS)
+MESSAGE = tl.constexpr(common.MESSAGE)
 C0, C1, C2, C3, C4 = (tl.constexpr(coefficient) for coefficient in common.EXP2)
 
 
@@ -99,7 +100,7 @@ def sample_kernel(
     codes, logits, uncond, seeds, position, tokens, vocabulary, conditional, unconditional, scale, top_k,
     top_p: tl.float64, GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``codes[B, tokens]`` of ``logits[B, tokens, vocabulary]``, -1 where a token cannot be sampled. Program (row)."""
+    """``codes[B, tokens]`` of ``logits[B, tokens, vocabulary]``. Program (row)."""
     row = tl.program_id(0).to(tl.int64)
     v = tl.arange(0, BLOCK)
     at = row * vocabulary + v
@@ -108,7 +109,7 @@ def sample_kernel(
         other = tl.load(uncond + at, mask=v < vocabulary, other=0.0).to(tl.float32)
         x = tl.where(x == float("-inf"), x, x * conditional - other * unconditional)
     largest = tl.max(x)
-    sound = (tl.max((x < float("inf")).to(tl.int32) ^ 1) == 0) & (largest > float("-inf"))
+    tl.device_assert((tl.max((x < float("inf")).to(tl.int32) ^ 1) == 0) & (largest > float("-inf")), MESSAGE)
     if GREEDY:
         code = tl.min(tl.where(x == largest, v, BLOCK))
     else:
@@ -126,4 +127,4 @@ def sample_kernel(
         u = _uniform(tl.load(seeds + row // tokens), position.to(tl.int64) + row % tokens)
         target = (u * total.to(tl.float64)).to(tl.int64)
         code = tl.sum((tl.cumsum(weights.to(tl.int64), 0) <= target).to(tl.int32))
-    tl.store(codes + row, tl.where(sound, code, -1).to(tl.int64))
+    tl.store(codes + row, code.to(tl.int64))

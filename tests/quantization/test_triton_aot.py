@@ -13,6 +13,7 @@ import aot  # noqa: E402
 import torch  # noqa: E402
 
 from aar_kernels import dispatch  # noqa: E402
+from aar_kernels._triton import ASSERTING  # noqa: E402
 from aar_kernels.quantization import triton as backend  # noqa: E402
 from aar_kernels.quantization import triton_kernels as kernels  # noqa: E402
 
@@ -38,9 +39,16 @@ def cases(capability: int, dim: int) -> dict[str, tuple]:
         "encode, cosine": (kernels.residual_kernel, RESIDUAL, phi | EUCLIDEAN | search | {"COSINE": True}),
         "encode, no phi": (kernels.residual_kernel, RESIDUAL | {"bias": None}, plain | EUCLIDEAN | search),
         "quantize": (kernels.residual_kernel, RESIDUAL | TRAINING, phi | TRAIN | search),
-        "decode": (kernels.decode_kernel, DECODE, phi | {"KEEP_SCALES": False} | rows),
-        "decode_scales": (kernels.decode_kernel, DECODE, phi | {"KEEP_SCALES": True} | rows),
-        "step": (kernels.decode_kernel, DECODE | {"base": FLOAT}, phi | {"KEEP_SCALES": False} | rows),
+        "decode": (kernels.decode_kernel, DECODE, phi | {"KEEP_SCALES": False} | rows | ASSERTING),
+        "decode_scales": (kernels.decode_kernel, DECODE, phi | {"KEEP_SCALES": True} | rows | ASSERTING),
+        "step": (
+            kernels.step_kernel,
+            DECODE | {"base": FLOAT, "pooled": FLOAT},
+            phi | kernels.step_blocks(dim, 75, 66) | ASSERTING,
+        ),
+        "last step": (
+            kernels.step_kernel, DECODE | {"base": FLOAT}, phi | kernels.step_blocks(dim, 75, 75) | ASSERTING,
+        ),
         "pool": (kernels.pool_kernel, {"out": FLOAT, "sequences": FLOAT} | LAYOUT, {"D": dim} | rows),
         "table": (
             kernels.table_kernel,

@@ -13,6 +13,7 @@ import aot  # noqa: E402
 import torch  # noqa: E402
 
 from aar_kernels import dispatch  # noqa: E402
+from aar_kernels._triton import ASSERTING  # noqa: E402
 from aar_kernels.sampling import triton as backend  # noqa: E402
 from aar_kernels.sampling import triton_kernels as kernels  # noqa: E402
 
@@ -25,7 +26,7 @@ TESTED = [(80, 1024), (90, 1024), (90, kernels.MAX_VOCABULARY), (100, 1024)]
 
 def compile_case(capability: int, vocabulary: int, flags: dict[str, bool]):
     types = {"codes": "*i64", "logits": "*fp32", "uncond": "*fp32", "seeds": "*i64"} | SETTINGS
-    return aot.compile_kernel(kernels.sample_kernel, types, flags | kernels.options(vocabulary), capability)
+    return aot.compile_kernel(kernels.sample_kernel, types, flags | kernels.options(vocabulary) | ASSERTING, capability)
 
 
 @pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
@@ -36,6 +37,7 @@ def test_resources(capability: int, vocabulary: int):
     assert used.spills == 0, used
     assert used.shared <= aot.SHARED_MEMORY[capability], used
     assert used.registers * 32 * used.warps <= 65536, used
+    assert "__assertfail" in compiled.asm["ptx"]  # logits that cannot be sampled
     # Codes are equal on all backends because each product and each sum is rounded, and denormals stay.
     assert "fma" not in compiled.asm["ptx"]
     assert ".ftz" not in compiled.asm["ptx"]
