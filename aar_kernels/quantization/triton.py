@@ -10,24 +10,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from .._triton import ASSERTING, assertions, unavailable, wrong_device  # noqa: F401
-from ..cache import DerivedCache
-from ..graph import captured_elsewhere, keep
 from . import triton_kernels as kernels
 from .common import fold
+from .triton_host import Memo, operator, searched, upload
+from .triton_projected import decode_projected, encode_projected  # noqa: F401
 
 TABLE_LIMIT = 512 << 20  # bytes of tables that may exist at once; beyond it they are built scale by scale
 INT32_MAX = (1 << 31) - 1
-
-T = TypeVar("T")
-_derived: DerivedCache[dict] = DerivedCache()
 
 
 def unsupported(problem) -> str | None:
@@ -40,19 +35,7 @@ def unsupported(problem) -> str | None:
     return None
 
 
-def _operator(function: Callable[..., T]) -> Callable[..., T]:
-    """Launch on the device of the first tensor, and record nothing for autograd (`ops` registers the
-    gradients)."""
-
-    @functools.wraps(function)
-    def run(first: Tensor, *args) -> T:
-        with torch.no_grad(), torch.cuda.device_of(first):
-            return function(first.contiguous(), *args)
-
-    return run
-
-
-@_operator
+@operator
 def encode(x, mask, *levels) -> Tensor:
     levels = _Levels(*levels)
     codes = x.new_empty(x.shape[0], levels.tokens, dtype=torch.int64)
@@ -61,21 +44,21 @@ def encode(x, mask, *levels) -> Tensor:
     return codes
 
 
-@_operator
+@operator
 def decode(codes, *levels_and_length) -> Tensor:
     *levels, length = levels_and_length
     levels = _Levels(*levels)
     return _decode(levels, codes, length, levels.scales)
 
 
-@_operator
+@operator
 def decode_scales(codes, *levels_and_length) -> Tensor:
     *levels, length = levels_and_length
     levels = _Levels(*levels)
     return _decode(levels, codes, length, levels.scales, keep_scales=True)
 
 
-@_operator
+@operator
 def next_scale_inputs(codes, *levels_and_length) -> Tensor:
     *levels, length = levels_and_length
     levels = _Levels(*levels)
@@ -84,7 +67,7 @@ def next_scale_inputs(codes, *levels_and_length) -> Tensor:
     )
 
 
-@_operator
+@operator
 def step(f_hat, codes, *levels_and_scale) -> tuple[Tensor, Tensor]:
     *levels, scale = levels_and_scale
     levels = _Levels(*levels)
@@ -102,7 +85,7 @@ def step(f_hat, codes, *levels_and_scale) -> tuple[Tensor, Tensor]:
     return out, pooled
 
 
-@_operator
+@operator
 def quantize(
     x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, samples, per_scale,
     want_statistics, want_phi_grad,
@@ -121,7 +104,7 @@ def quantize(
         mask,
         codes,
         rows,
-        {},
+        Memo(),
         (quantized, residual_sum, residuals, squares),
         per_scale,
         want_statistics,
@@ -167,29 +150,10 @@ class _Levels:
         phis = self.phi_index if self.phi_weights else [0] * len(self.lengths)
         return [(s if len(self.codebooks) > 1 else 0, phis[s]) for s in self.scales]
 
-    def memo(self) -> dict:
-        """Where derived values are kept until a weight changes. Under a capture that does not `keep` it, a new
-        one: that graph would otherwise go on reading memory that the cache gives up when a weight changes."""
-        if self.codebooks.is_cuda and captured_elsewhere():
-            return {}
-        return keep(_derived.get([self.codebooks, *self.phi_weights, *self.phi_biases], dict))
+    def memo(self) -> Memo:
+        return Memo(self.codebooks, *self.phi_weights, *self.phi_biases)
 
-    def remember(self, memo: dict, key, build: Callable[[], T]) -> T:
-        """A value of ``memo``, one for each CUDA stream: another stream would have to wait for the one that
-        builds."""
-        stream = torch.cuda.current_stream() if self.codebooks.is_cuda else None
-        if (stream, key) not in memo:
-            memo[stream, key] = build()
-        return memo[stream, key]
-
-    def searched(self, memo: dict) -> tuple[Tensor, Tensor]:
-        """The codebooks as the search sees them, and the squared norms of their rows."""
-        books = self.codebooks.contiguous()
-        if self.metric == "cosine":
-            books = self.remember(memo, "unit codebooks", lambda: F.normalize(books, dim=-1))
-        return books, self.remember(memo, ("norms", self.metric), lambda: books.square().sum(-1))
-
-    def groups(self, scales: range, length: int, memo: dict) -> Iterator[_Group]:
+    def groups(self, scales: range, length: int, memo: Memo) -> Iterator[_Group]:
         """Consecutive scales whose tables may exist at once: all of ``scales``, or each alone if they are too
         large."""
         if not scales:
@@ -202,11 +166,11 @@ class _Levels:
             yield self._group(scales, length, memo)
         else:
             for s in scales:
-                yield self._group(range(s, s + 1), length, {})
+                yield self._group(range(s, s + 1), length, Memo())
 
-    def _group(self, scales: range, length: int, memo: dict) -> _Group:
+    def _group(self, scales: range, length: int, memo: Memo) -> _Group:
         pairs = tuple(dict.fromkeys(self.pairs[s] for s in scales))
-        table, bias = self.remember(memo, pairs, lambda: self._build(pairs))
+        table, bias = memo(lambda: self._build(pairs), pairs)
         index = [pairs.index(pair) if pair in pairs else 0 for pair in self.pairs]
         return _Group(scales, table, bias, self.layout(length, index))
 
@@ -218,7 +182,7 @@ class _Levels:
         table = books.new_empty(len(pairs), size, taps, dim)
         grid = _blocks((len(pairs) * taps,), size, dim)
         inputs_first = folded.mT.contiguous()
-        numbers = _upload(pairs, torch.int32, books.device)
+        numbers = upload(pairs, torch.int32, books.device)
         kernels.table_kernel[grid](
             table, books, inputs_first, numbers, size, D=dim, TAPS=taps, **kernels.TABLE
         )
@@ -231,7 +195,7 @@ class _Levels:
         books, phis = zip(*self.pairs, strict=True)
         rows = zip(self.lengths, offsets, books, tables, phis, (widths[k] for k in phis), strict=True)
         wide = 2 * (length + self.taps) * max(self.lengths) > INT32_MAX
-        return keep(_upload(tuple(rows), torch.int64 if wide else torch.int32, self.codebooks.device))
+        return upload(rows, torch.int64 if wide else torch.int32, self.codebooks.device)
 
 
 @dataclass(frozen=True)
@@ -242,17 +206,11 @@ class _Group:
     layout: Tensor
 
 
-@functools.lru_cache(maxsize=256)
-def _upload(rows: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A few integers on the device. Copied there once, so that later calls neither copy nor wait."""
-    return torch.tensor(rows, dtype=dtype, device=device)
-
-
 def _run_scales(
     levels, x, mask, codes, rows, memo, training=(None,) * 4, per_scale=False, keep_rows=False
 ) -> None:
     batch, length, dim = x.shape
-    books, norms = levels.searched(memo)
+    books, norms = searched(levels.codebooks, levels.metric, memo)
     mask = None if mask is None else mask.contiguous()
     residual = torch.empty_like(x)
     capability = torch.cuda.get_device_capability()[0] if x.is_cuda else 0

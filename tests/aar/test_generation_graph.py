@@ -21,7 +21,7 @@ from test_aar import SMALL, conditions, make
 from aar import AAR
 from aar.models import generation
 from aar_kernels import dispatch, graph
-from aar_kernels.quantization import triton as quantization_triton
+from aar_kernels.quantization import triton_host
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def launches(monkeypatch):
 
     yield trace
     dispatch._select_cached.cache_clear()
-    quantization_triton._upload.cache_clear()  # of meta tensors
+    triton_host._uploaded.cache_clear()  # of meta tensors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

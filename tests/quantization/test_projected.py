@@ -13,7 +13,7 @@ from helpers import assert_as_accurate, require
 from native_levels import LEVELS, check_level, check_sanitized
 from quantization.projected_cases import assert_projected_codes, make_projected, projected_as, replay_projected
 
-from aar_kernels import BackendError, dispatch
+from aar_kernels import BackendError
 from aar_kernels.quantization import ProjectedLevels, decode_projected, encode_projected, native, ops, reference
 
 SCRIPT = Path(__file__).parent / "projected_equality.py"
@@ -239,13 +239,6 @@ def test_instruction_set(level):
 def test_sanitizers():
     require("msrq_encode_projected", "native")
     check_sanitized(SCRIPT, cases=6)
-
-
-def test_triton_says_that_it_has_no_kernel():
-    assert dispatch.operators()["msrq_encode_projected"]["triton"] is not None
-    levels, x = make_projected(0)
-    with pytest.raises(BackendError, match="triton"):
-        encode_projected(x, levels, backend="triton")
 
 
 def test_random_shapes_of_the_projection():

@@ -16,6 +16,7 @@ from aar_kernels import dispatch  # noqa: E402
 from aar_kernels._triton import ASSERTING  # noqa: E402
 from aar_kernels.quantization import triton as backend  # noqa: E402
 from aar_kernels.quantization import triton_kernels as kernels  # noqa: E402
+from aar_kernels.quantization import triton_projected_kernels as projected  # noqa: E402
 
 FLOAT, CODE = "*fp32", "*i64"
 LAYOUT = {"layout": "*i32"}
@@ -63,15 +64,43 @@ def cases(capability: int, dim: int) -> dict[str, tuple]:
     }
 
 
+PROJECTED = dict.fromkeys(("projected", "rows", "book", "norms", "table"), FLOAT) | {"codes": CODE, "sound": "*i1"}
+
+
+def projected_cases(dim: int) -> dict[str, tuple]:
+    """The kernels of factorised quantizers, as `cases`."""
+    sizes = {"D": dim, "COSINE": True}
+    return {
+        "project": (
+            projected.project_kernel,
+            dict.fromkeys(("out", "x", "weight", "bias"), FLOAT) | {"channels": "i32"},
+            projected.PROJECT,
+        ),
+        "levels": (projected.levels_kernel, PROJECTED | LAYOUT, sizes | projected.search_blocks(dim)),
+        "levels, euclidean": (
+            projected.levels_kernel, PROJECTED | LAYOUT, sizes | projected.search_blocks(dim) | {"COSINE": False},
+        ),
+        "decode": (
+            projected.decode_kernel,
+            dict.fromkeys(("out", "book", "weight", "bias"), FLOAT) | {"codes": CODE, "channels": "i32"} | LAYOUT,
+            {"D": dim} | projected.decode_blocks(dim) | ASSERTING,
+        ),
+    }
+
+
 HOT = ("encode", "quantize", "decode", "phi gradient")
 # Compiling takes seconds per kernel, so that not everything is tested everywhere; `main` records all of it.
 TESTED = {(80, 64): None, (90, 64): None, (80, 128): HOT, (90, 128): HOT, (100, 64): HOT[:1]}
 
 
 def measure(capability: int, dim: int, names: tuple[str, ...] | None = None) -> dict[str, aot.Resources]:
+    return compiled(cases(capability, dim), capability, names)
+
+
+def compiled(kernels: dict[str, tuple], capability: int, names: tuple[str, ...] | None = None):
     return {
         name: aot.resources(aot.compile_kernel(kernel, types, constants, capability))
-        for name, (kernel, types, constants) in cases(capability, dim).items()
+        for name, (kernel, types, constants) in kernels.items()
         if names is None or name in names
     }
 
@@ -82,6 +111,15 @@ def test_resources(capability: int, dim: int):
     for name, used in measure(capability, dim, TESTED[capability, dim]).items():
         assert used.spills == 0, (name, used)
         assert used.shared <= aot.SHARED_MEMORY[capability], (name, used)
+
+
+@pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
+@pytest.mark.parametrize(("capability", "dim"), [(80, 8), (90, 8), (90, 64)])
+def test_resources_of_factorised_quantizers(capability: int, dim: int):
+    for name, used in compiled(projected_cases(dim), capability).items():
+        assert used.spills == 0, (name, used)
+        assert used.registers * 32 * used.warps <= 65536 // 2, (name, used)  # two programs at least on a processor
+        assert used.shared <= aot.SHARED_MEMORY[capability] // 2, (name, used)
 
 
 def test_what_it_refuses():
@@ -104,6 +142,10 @@ def main() -> None:
         f"sm_{capability}, latent {dim}": measure(capability, dim)
         for capability in aot.SHARED_MEMORY
         for dim in (64, 128)
+    } | {
+        f"sm_{capability}, factorised, {dim} channels": compiled(projected_cases(dim), capability)
+        for capability in aot.SHARED_MEMORY
+        for dim in (8, 64)
     }
     aot.record(Path(__file__).parents[2] / "benchmarks" / "results" / "triton_aot.json", "quantization", figures)
 
