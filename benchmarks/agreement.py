@@ -33,10 +33,11 @@ def _largest(x: Tensor) -> float:
 
 
 class Truth:
-    """Teacher-forced logits of a model with and without condition by plain PyTorch: in its dtype, and in float64."""
+    """Teacher-forced logits of a model with and without condition by plain PyTorch: in its dtype (or under autocast),
+    and in float64."""
 
-    def __init__(self, model: AAR, condition: Tensor):
-        self.model, self.double = model, copy.deepcopy(model).double()
+    def __init__(self, model: AAR, condition: Tensor, *, autocast: torch.dtype | None = None):
+        self.model, self.double, self.autocast = model, copy.deepcopy(model).double(), autocast
         self.condition = torch.cat([condition, model.null_condition.expand_as(condition)])
         self._known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
@@ -45,18 +46,18 @@ class Truth:
         """Both ``[2 B, total, codebook_size]``, the conditional items first, of ``codes[B, total]``."""
         key = tuple(codes.flatten().tolist())
         if key not in self._known:
-            self._known[key] = self._logits(self.model, codes), self._logits(self.double, codes)
+            self._known[key] = self._logits(self.model, codes, self.autocast), self._logits(self.double, codes, None)
         return self._known[key]
 
-    def _logits(self, model: AAR, codes: Tensor) -> Tensor:
+    def _logits(self, model: AAR, codes: Tensor, autocast: torch.dtype | None) -> Tensor:
         inputs = model.quantizer.next_scale_inputs(codes.repeat(2, 1), backend="reference")
-        return PlainAAR(model).forward(self.condition.to(inputs.dtype), inputs)
+        return PlainAAR(model, autocast=autocast).forward(self.condition.to(inputs.dtype), inputs)
 
     def guided(self, logits: Tensor, cfg: float) -> Tensor:
         """``[B, total, codebook_size]``, as sampling guides each scale."""
         cond, uncond = logits.chunk(2)
         schedule = self.model.schedule
-        t = cfg * schedule.scale_of_token()[:, None] / max(schedule.num_scales - 1, 1)
+        t = cfg * schedule.scale_of_token().to(cond.device)[:, None] / max(schedule.num_scales - 1, 1)
         return (1 + t) * cond - t * uncond
 
 
@@ -72,7 +73,8 @@ def check_greedy(truth: Truth, codes: Tensor, cfg: float) -> str:
 
 
 def check_weights(truth: Truth, codes: Tensor, cfg: float, dtype: torch.dtype) -> tuple[str, dict[str, float]]:
-    """Cached logits with weights kept in ``dtype``, against plain PyTorch on weights that were rounded to it.
+    """Cached logits with weights kept in ``dtype``, against plain PyTorch on weights that were rounded to it; on CUDA,
+    where activations are in ``dtype`` too, under autocast, and bounded by what that makes of the exact weights.
 
     Args:
         truth: of the model as it is.
@@ -83,7 +85,11 @@ def check_weights(truth: Truth, codes: Tensor, cfg: float, dtype: torch.dtype) -
         from float64's, ``rms_of_logits``, and the share of guided codes at temperature 0 that stay the same.
     """
     model = truth.model
-    own = truth if dtype == torch.float32 else Truth(rounded(model, dtype), truth.condition[: len(codes)])
+    own = truth
+    if dtype != torch.float32 and model.position.is_cuda:
+        own = Truth(model, truth.condition[: len(codes)], autocast=dtype)
+    elif dtype != torch.float32:
+        own = Truth(rounded(model, dtype), truth.condition[: len(codes)])
     inputs = model.quantizer.next_scale_inputs(codes.repeat(2, 1))
     ours, exact = cached_logits(model, truth.condition, inputs, dtype), truth(codes)[1]
     error = ours - exact
@@ -121,7 +127,8 @@ def cached_logits(model: AAR, condition: Tensor, inputs: Tensor, dtype: torch.dt
 def check_next_token(ours: NextToken, condition: Tensor, dtype: torch.dtype, *, tokens: int = 24) -> str:
     """What is wrong with the logits token by token, or nothing: they must be those of one causal pass over all."""
     model = rounded(ours.model, dtype)
-    codes = torch.randint(model.config.codebook_size, (len(condition), min(tokens, ours.length)))
+    shape = len(condition), min(tokens, ours.length)
+    codes = torch.randint(model.config.codebook_size, shape, device=condition.device)
     ours.begin(condition)
     before = [None, *codes.unbind(dim=1)[:-1]]
     logits = torch.stack([ours.logits(position, picks) for position, picks in enumerate(before)], dim=1)

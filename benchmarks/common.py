@@ -41,9 +41,10 @@ def random_aar(config: AARConfig, seed: int = 0) -> AAR:
     return model
 
 
-def peaks() -> dict[str, float]:
-    """The most that was measured, with the present number of threads: fp32 GFLOP/s, and GB/s read from memory."""
-    return {"peak_gflops": peak_gflops(), "read_gbs": read_bandwidth()}
+def peaks(device: str = "cpu") -> dict[str, float]:
+    """The most that was measured, with the present number of threads: GFLOP/s in fp32, on CUDA in bf16, and GB/s read
+    from memory."""
+    return {"peak_gflops": peak_gflops(device=device), "read_gbs": read_bandwidth(device=device)}
 
 
 def print_machine() -> None:

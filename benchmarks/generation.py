@@ -3,6 +3,9 @@
 Ours with weights in fp32, bf16 and int8; the same model in plain PyTorch as public code runs it, and torch.compile of
 that; the same transformer as a next-token model, in plain PyTorch and on our kernels. First it is checked that all
 compute what they should, in float64. Guided throughout, random weights.
+
+With ``--device cuda`` ours is one CUDA graph, beside the same loop launched kernel by kernel ("eager"), and plain
+PyTorch also runs under bf16 autocast, where that is what ours in bf16 is to be compared with. Nothing else is captured.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from .common import breakdown, parser, peaks, print_machine, print_row, random_a
 from .roofline import Pass, next_token_passes, scale_passes
 
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+ON_CUDA = ("fp32", "bf16")
 CODEBOOKS = 10  # of a residual codec at 75 frames a second: 750 tokens, flattened
 CHECKED = 2  # items in the checks
 
@@ -32,21 +36,23 @@ def main(argv: list[str] | None = None, config: AARConfig | None = None) -> int:
     options.add_argument("--depth", type=int, default=16, help="blocks of 64 channels each (default: 16)")
     options.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="items at once (default: 1 4)")
     options.add_argument("--cfg", type=float, default=4.0, help="guidance (default: 4)")
-    options.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), help="default: all")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    options.add_argument("--weights", nargs="+", choices=WEIGHTS, help="default: all that the device has")
     options.add_argument("--tokens", type=int, default=10, help="of a next-token sequence that are timed (default: 10)")
     options.add_argument("--full", action="store_true", help="time every token of the next-token sequences")
     options.add_argument("--profile", action="store_true", help="also say where the time of one run goes")
     options = options.parse_args(argv)
+    options.weights = options.weights or (ON_CUDA if options.device == "cuda" else list(WEIGHTS))
 
     print_machine()
-    model = random_aar(config or AARConfig.of_depth(options.depth)).requires_grad_(False)
+    model = random_aar(config or AARConfig.of_depth(options.depth)).requires_grad_(False).to(options.device)
     bench = Generation(model, options)
     torch.set_num_threads(max(options.threads))
     accuracy = bench.check()
     rows = []
     for threads in options.threads:
         torch.set_num_threads(threads)
-        measured = peaks()
+        measured = peaks(options.device)
         for batch in options.batch:
             rows.append({"benchmark": "generation", "threads": threads, **measured, **bench.measure(batch, measured)})
             print_row(rows[-1])
@@ -61,7 +67,14 @@ class Generation:
         self.model, self.options = model, options
         self.dtypes = {f"ours {name}": WEIGHTS[name] for name in options.weights}
         self.samplers = {name: partial(model.sample, dtype=dtype) for name, dtype in self.dtypes.items()}
+        if options.device == "cuda":
+            for name, dtype in list(self.dtypes.items()):
+                self.samplers[f"{name}, eager"] = partial(model.sample, dtype=dtype, graph=False)
+                self.dtypes[f"{name}, eager"] = dtype
         self.samplers["plain PyTorch"] = PlainAAR(model).generate
+        if options.device == "cuda" and "bf16" in options.weights:
+            self.samplers["plain PyTorch, autocast"] = PlainAAR(model, autocast=torch.bfloat16).generate
+            self.dtypes["plain PyTorch, autocast"] = torch.bfloat16
         if not options.no_compile:
             self.samplers["torch.compile"] = PlainAAR(model, compiled=True).generate
         self.next_token: dict[str, tuple[NextToken, torch.dtype]] = {}
@@ -81,7 +94,8 @@ class Generation:
             if self.dtypes.get(name, torch.float32) == torch.float32:  # the others differ by their logits alone
                 self._note(name, check_greedy(truth, codes, cfg))
         effects = {}
-        for name, dtype in self.dtypes.items():
+        for name in [f"ours {name}" for name in self.options.weights]:
+            dtype = self.dtypes[name]
             found, effects[name] = check_weights(truth, greedy["plain PyTorch"], cfg, dtype)
             self._note(name, found)
             line = "{}: logits off by {max:.2g}, rms {rms:.2g} of {rms_of_logits:.2g}; {same_codes:.1%} same codes"
@@ -108,7 +122,7 @@ class Generation:
             variants[name], timed_share[name] = self._tokens(sequence, condition)
             passes[name] = next_token_passes(model, batch, sequence.length, dtype)
         variants = {name: run for name, run in variants.items() if name not in self.wrong}
-        times = interleaved(variants, 0, runs=self.options.runs, warmup=1)
+        times = interleaved(variants, 0, self.options.device, runs=self.options.runs, warmup=1)
         for name, share in timed_share.items():
             if name in times:
                 times[name].update({key: times[name][key] / share for key in ("p20", "p50", "p80")})
@@ -136,7 +150,7 @@ class Generation:
         count, length = min(self.options.tokens, sequence.length), sequence.length
         sequence.begin(condition)
         sequence.fill()
-        codes = torch.zeros(len(condition), dtype=torch.int64)
+        codes = torch.zeros(len(condition), dtype=torch.int64, device=condition.device)
 
         def run() -> None:
             for i in range(count):
@@ -145,7 +159,8 @@ class Generation:
         return run, count / length
 
     def _condition(self, batch: int) -> Tensor:
-        return torch.randn(batch, self.model.config.condition_dim, generator=torch.Generator().manual_seed(batch))
+        generator = torch.Generator().manual_seed(batch)
+        return torch.randn(batch, self.model.config.condition_dim, generator=generator).to(self.options.device)
 
 
 if __name__ == "__main__":

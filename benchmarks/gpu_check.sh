@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU: benchmarks/gpu_check.sh [PART...], by default all parts, in order, in ten minutes.
-#   build     the native code, by nvcc too
-#   tests     the test suite; with a GPU the tests of Triton compile, and those of tests/cuda compare every backend
-#             with float64
-#   sanitize  compute-sanitizer over the native kernels: memcheck, racecheck, synccheck
-#   bench     every operator against eager PyTorch, both also as CUDA graphs
-#   compile   the same against torch.compile, which takes minutes
+#   build       the native code, by nvcc too
+#   tests       the test suite; with a GPU the tests of Triton compile, and those of tests/cuda compare every backend
+#               with float64
+#   sanitize    compute-sanitizer over the native kernels: memcheck, racecheck, synccheck
+#   generation  sampling with an AAR of depth 16: as one CUDA graph, launched kernel by kernel, in plain PyTorch
+#   bench       every operator against eager PyTorch, both also as CUDA graphs
+#   compile     the same against torch.compile, which takes minutes
 # PYTHON names the interpreter; results go to OUT (default: build/gpu_check): JSON, logs, and a table on the terminal.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -30,6 +31,12 @@ sanitize() {
 SANITIZED="test_encode[native-3] or test_encode[native-12] or test_encode[native-17] or published_sizes or long or \
 test_decode[native-12 or test_decode[native-17 or test_step[native-12"
 
+# GENERATION="--depth 2 --batch 1" tries it out on a CPU.
+generation() {
+  "$PYTHON" -m benchmarks.generation --threads 1 ${GENERATION:---device cuda --batch 1 64} --no-compile \
+    --json "$OUT/generation.json"
+}
+
 bench() {
   "$PYTHON" -m aar_kernels.bench ${BENCHMARKS:-} --device cuda --threads 1 --batch ${BATCH:-1 32 256 1024} --latent 64 128 \
     --seconds 0.3 --no-compile --json "$OUT/bench.json"
@@ -51,7 +58,7 @@ except OSError as error:
 print(json.dumps({"gpu": gpu, "torch": torch.__version__, "cuda": torch.version.cuda, "commit": commit}))
 PYTHON
 
-for part in ${@:-build tests sanitize bench compile}; do
+for part in ${@:-build tests sanitize generation bench compile}; do
   start=$SECONDS
   echo "== $part"
   if "$part" 2>&1 | tee "$OUT/$part.log"; then state=ok; else state=FAILED; failed+=("$part"); fi

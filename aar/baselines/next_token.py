@@ -84,7 +84,7 @@ class Plain(NextToken):
     def _begin(self) -> None:
         model, config = self.model, self.model.config
         batch, adaptive = len(self.embedding), F.silu(self.embedding)
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = torch.Generator(self.embedding.device).manual_seed(self.seed)
         self.modulations = [block.modulation(adaptive)[:, None].chunk(6, dim=-1) for block in model.blocks]
         self.head_modulation = model.head_modulation(adaptive)[:, None].chunk(2, dim=-1)
         self.biases = [block.qkv_bias for block in model.blocks]
@@ -140,5 +140,5 @@ class Fused(NextToken):
 
     def _sample(self, position: int, cond: Tensor, uncond: Tensor, cfg: float, top_k: int, top_p: float) -> Tensor:
         options = {"guidance": cfg, "top_k": top_k, "top_p": top_p, "position": position}
-        seeds = self.seed + torch.arange(len(cond))
+        seeds = self.seed + torch.arange(len(cond), device=cond.device)
         return ak.sampling.sample(cond[:, None], uncond=uncond[:, None], seeds=seeds, **options)[:, 0]

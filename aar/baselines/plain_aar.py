@@ -23,12 +23,13 @@ class PlainAAR:
 
     Args:
         compiled: run the transformer through torch.compile, with dynamic shapes.
+        autocast: run it under autocast to this dtype.
     """
 
-    def __init__(self, model: AAR, *, compiled: bool = False):
-        self.model = model
-        self.bias = torch.zeros(model.schedule.total, model.schedule.total, dtype=model.position.dtype)
-        self.bias.masked_fill_(~model.schedule.mask(), -torch.inf)
+    def __init__(self, model: AAR, *, compiled: bool = False, autocast: torch.dtype | None = None):
+        self.model, self.autocast = model, autocast
+        self.bias = model.position.new_zeros(model.schedule.total, model.schedule.total)
+        self.bias.masked_fill_(~model.schedule.mask().to(self.bias.device), -torch.inf)
         self.run = torch.compile(self.logits, dynamic=True) if compiled else self.logits
 
     def forward(self, condition: Tensor, inputs: Tensor) -> Tensor:
@@ -37,7 +38,8 @@ class PlainAAR:
         embedding = model.embed_condition(condition)
         later = model.word(inputs) + model.places(1, model.schedule.num_scales)
         x = torch.cat([model.first_tokens(embedding), later], dim=1)
-        return self.logits(x, embedding, [None] * len(model.blocks), self.bias)[0]
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.logits(x, embedding, [None] * len(model.blocks), self.bias)[0]
 
     @torch.no_grad()
     def generate(
@@ -47,14 +49,15 @@ class PlainAAR:
         """Codes ``[B, total]``, as `AAR.sample`; the random numbers are PyTorch's, so equal only at temperature 0."""
         model = self.model
         schedule, last = model.schedule, max(model.schedule.num_scales - 1, 1)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(condition.device).manual_seed(seed)
         embedding = model.embed_condition(torch.cat([condition, model.null_condition.expand_as(condition)]))
         x = model.first_tokens(embedding)
         f_hat = x.new_zeros(len(condition), schedule.length, model.config.latent_dim)
         caches: list[Cache] = [None] * len(model.blocks)
         codes = []
         for scale in range(schedule.num_scales):
-            logits, caches = self.run(x, embedding, caches, None)
+            with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+                logits, caches = self.run(x, embedding, caches, None)
             cond, uncond = logits.chunk(2)
             t = cfg * scale / last
             codes.append(sample((1 + t) * cond - t * uncond, top_k, top_p, temperature, generator))

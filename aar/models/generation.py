@@ -76,14 +76,14 @@ def sample(
     seeds = _seeds(seed, batch, model.position.device)
     options = Options(0.0 if condition is None else cfg, temperature, top_k, top_p)
     condition, dtype = model.conditions(condition, batch), dtype or model.position.dtype
-    run = partial(run_scales, model, engine_of(model, dtype), options)
+    loop = lambda: partial(run_scales, model, engine_of(model, dtype), options)  # noqa: E731
     why_not = _ungraphed(model, batch, scales_callback)
     if graph and why_not:
         raise ValueError(f"no CUDA graph: {why_not}")
     if graph is False or why_not:
-        return run(condition, seeds, scales_callback)
+        return loop()(condition, seeds, scales_callback)
     key = options, batch, dtype, torch.cuda.current_stream()
-    return _graphs_of(model).get(key, lambda: Graph(run, (condition, seeds)))(condition, seeds)
+    return _graphs_of(model).get(key, lambda: Graph(loop(), (condition, seeds)))(condition, seeds)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ _graphs: DerivedCache[Graphs] = DerivedCache()
 
 
 def _graphs_of(model: AAR) -> Graphs:
-    return _graphs.get([*model.parameters(), model.quantizer.codebooks], Graphs)
+    return _graphs.get([*_weights(model), model.quantizer.codebooks], Graphs)
 
 
 def _ungraphed(model: AAR, batch: int, callback: Callback | None) -> str | None:
@@ -232,14 +232,14 @@ class Engine:
     def __init__(self, model: AAR, dtype: torch.dtype):
         config = model.config
         self.eps, self.heads, self.head_dim = config.norm_eps, config.heads, config.width // config.heads
-        self.packed = model.position.device.type == "cpu" and model.position.dtype == torch.float32
-        if dtype == torch.int8 and not self.packed:
+        packed = _is_packed(model.position)
+        if dtype == torch.int8 and not packed:
             where = f"{model.position.dtype} on {model.position.device}"
             raise ValueError(f"int8 weights need a float32 model on the CPU, not {where}")
         # Of everything between the residual stream, which is in the model's, and the logits.
-        self.dtype = torch.float32 if self.packed else dtype
-        self.layers = [_Layer(block, dtype, self.dtype, self.packed) for block in model.blocks]
-        self.word, self.head = _linear(model.word, dtype, self.packed), _linear(model.head, dtype, self.packed)
+        self.dtype = torch.float32 if packed else dtype
+        self.layers = [_Layer(block, dtype, self.dtype) for block in model.blocks]
+        self.word, self.head = _linear(model.word, dtype), _linear(model.head, dtype)
         self.places = model.places(0, model.schedule.num_scales)
         embedding = model.embed_condition(model.null_condition[None])
         self.null_modulations = modulations_of(model, embedding)
@@ -272,15 +272,15 @@ class Engine:
 class _Layer:
     """A block's weights."""
 
-    def __init__(self, block: Block, dtype: torch.dtype, activations: torch.dtype, packed: bool):
+    def __init__(self, block: Block, dtype: torch.dtype, activations: torch.dtype):
         self.heads, self.softmax_scale = block.heads, block.softmax_scale
         self.log_scale = None
         if block.log_scale is not None:
             wide = torch.float64 if activations == torch.float64 else torch.float32
             self.log_scale = block.log_scale.detach().to(wide)
-        self.qkv = _linear(block.qkv, dtype, packed, bias=block.qkv_bias)
-        self.proj, self.fc2 = _linear(block.proj, dtype, packed), _linear(block.fc2, dtype, packed)
-        self.fc1 = _linear(block.fc1, dtype, packed, activation="gelu_tanh")
+        self.qkv = _linear(block.qkv, dtype, bias=block.qkv_bias)
+        self.proj, self.fc2 = _linear(block.proj, dtype), _linear(block.fc2, dtype)
+        self.fc1 = _linear(block.fc1, dtype, activation="gelu_tanh")
 
     def attend(self, x: Tensor, cache: ak.ScaleCache) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b n h d", three=3, h=self.heads)
@@ -292,13 +292,13 @@ class _Layer:
 
 
 def _linear(
-    module: nn.Linear, dtype: torch.dtype, packed: bool, *, bias: Tensor | None = None, activation: str | None = None
+    module: nn.Linear, dtype: torch.dtype, *, bias: Tensor | None = None, activation: str | None = None
 ) -> Linear:
     """The layer with its weight kept in ``dtype``: packed for the native kernels, or else computing in ``dtype``."""
     weight, bias = module.weight.detach(), module.bias.detach() if bias is None else bias
-    if packed:
-        data = pack(weight, dtype=dtype)
-        return lambda x: linear(x, data, bias, activation=activation)
+    if _is_packed(weight):
+        packed = pack(weight, dtype=dtype)
+        return lambda x: linear(x, packed, bias, activation=activation)
     weight, narrow = weight.to(dtype), bias.to(dtype)
 
     def run(x: Tensor) -> Tensor:
@@ -308,11 +308,26 @@ def _linear(
     return run
 
 
+def _is_packed(weight: Tensor) -> bool:
+    """Whether there are kernels for packed weights: then arithmetic is fp32 whatever weights are kept in."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
 _engines: DerivedCache[Engine] = DerivedCache()
 
 
 def engine_of(model: AAR, dtype: torch.dtype) -> Engine:
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8):
         raise ValueError(f"weights are kept in a floating dtype or int8, not {dtype}")
-    parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("quantizer.")]
-    return _engines.get(parameters, lambda: Engine(model, dtype), dtype)
+    return _engines.get(_weights(model, model.quantizer), lambda: Engine(model, dtype), dtype)
+
+
+def _weights(model: AAR, without: nn.Module | None = None) -> list[Tensor]:
+    """``model.parameters()`` in a sixth of the time, which every call waits for."""
+    found, modules = [], [model]
+    while modules:
+        module = modules.pop()
+        if module is not without:
+            found += module._parameters.values()
+            modules += module._modules.values()
+    return [parameter for parameter in found if parameter is not None]

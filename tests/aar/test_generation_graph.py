@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from graph_recording import Launches, Recording, fake_triton, record_graphs
-from test_aar import SMALL, conditions, make
+from test_aar import SMALL, codes, conditions, make
 
 from aar import AAR
 from aar.models import generation
@@ -183,6 +183,41 @@ def test_a_graph_that_cannot_be_is_an_error_only_where_it_was_asked_for():
     with pytest.raises(ValueError, match="no CUDA graph: the model is on cpu"):
         model.sample(conditions(1), graph=True)
     assert torch.equal(model.sample(conditions(1)), eager(model, conditions(1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_a_gpu(dtype):
+    model = make().cuda()
+    for i in range(3):
+        condition, seeds = conditions(2, seed=i).cuda(), [7 * i, 3]
+        found = model.sample(condition, seed=seeds, dtype=dtype, graph=True)
+        assert torch.equal(found, eager(model, condition, seed=seeds, dtype=dtype))
+        with torch.no_grad():
+            model.blocks[0].fc1.weight.mul_(-1.5)
+
+
+def logits_of_scales(model: AAR, dtype: torch.dtype) -> torch.Tensor:
+    """Teacher-forced, as sampling computes them."""
+    run = generation.Run(model, generation.Engine(model, dtype), conditions(3), False)
+    inputs = model.quantizer.next_scale_inputs(codes(3)).split(SMALL.lengths[1:], dim=1)
+    return torch.cat([run.logits(scale, rows)[0] for scale, rows in enumerate([None, *inputs])], dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_narrow_activations_are_as_exact_as_autocast(monkeypatch, dtype):
+    """As on CUDA, where nothing is packed: all but the residual stream is in the weights' dtype."""
+    monkeypatch.setattr(generation, "_is_packed", lambda _: False)
+    model, casts = make(), torch.autocast("cpu", dtype)
+    exact = copy.deepcopy(model).double()(conditions(3).double(), codes(3))
+    with casts:
+        plain = model(conditions(3), codes(3))
+    ours = logits_of_scales(model, dtype)
+    assert ours.dtype == dtype
+    error, allowed = ((x.double() - exact).square().mean().sqrt() for x in (ours, plain))
+    assert error <= 2 * allowed
+    assert torch.equal(logits_of_scales(model, torch.float32).argmax(-1), exact.argmax(-1))
 
 
 # ------------------------------------------------------------------------------------------------------
