@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 # Shared memory that one program may use, in bytes, by compute capability.
 SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "debug", "sanitize_overflow")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "debug", "sanitize_overflow")
 
 
 @dataclass(frozen=True)
