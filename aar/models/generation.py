@@ -82,8 +82,9 @@ def sample(
         raise ValueError(f"no CUDA graph: {why_not}")
     if graph is False or why_not:
         return loop()(condition, seeds, scales_callback)
-    key = options, batch, dtype, torch.cuda.current_stream()
-    return _graphs_of(model).get(key, lambda: Graph(loop(), (condition, seeds)))(condition, seeds)
+    with torch.cuda.device_of(model.position):
+        key = options, batch, dtype, torch.cuda.current_stream()
+        return _graphs_of(model).get(key, lambda: Graph(loop(), (condition, seeds)))(condition, seeds)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,20 @@ def test_autocast_decides_the_dtype_of_what_is_modulated(backend, dtype):
         assert forward(case.double(), case.x, case.y, case.projection, backend)[1].dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_dtype_of_what_is_modulated_can_be_asked_for(backend, dtype):
+    """Autocast has no say then; arithmetic is fp32 before that."""
+    case = make_case(0)
+    scale, shift = case.projection.chunk(6, dim=-1)[:2]
+    for run in (
+        lambda **options: modulation.layer_norm_modulate(case.x, scale, shift, **options),
+        lambda **options: modulation.gated_residual_modulate(case.x, case.y, scale, scale, shift, **options)[1],
+    ):
+        wide = run(backend=backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(run(dtype=dtype, backend=backend), wide.to(dtype))
+
+
 def test_bitwise_the_same_with_any_number_of_threads(fast):
     case = make_case(0, batch=3, length=101, channels=100)
     threads = torch.get_num_threads()
@@ -166,6 +180,7 @@ BAD = {
     "scale per token": ({"scale": X}, "scale must be"),
     "shift without items": ({"shift": ROW[0]}, "shift must be"),
     "wider scale": ({"scale": ROW.double()}, "scale must be torch.float32 as x, or"),
+    "wider result": ({"dtype": torch.float64}, "dtype must be torch.float32 as x, or"),
     "another device": ({"shift": ROW.to("meta")}, "one device"),
 }
 

@@ -73,8 +73,9 @@ def test_decode(name: str, case: Case):
     assert_as_accurate(run(case.levels, "triton"), run(case.levels, "reference"), run(double, "reference"))
 
 
-def test_steps_are_the_next_scale_inputs():
-    case = CASES["partial phi"]
+@every_case
+def test_steps_are_the_next_scale_inputs(case: Case):
+    """Over next scales of one token and of more than there are frames, whose windows are shared by programs."""
     f_hat, inputs = torch.zeros(len(case.x), case.length, case.levels.latent_dim), []
     for s, part in enumerate(random_codes(case).split(list(case.levels.schedule.lengths), dim=1)):
         f_hat, pooled = api.step(s, f_hat, part, case.levels, backend="triton")
@@ -82,9 +83,10 @@ def test_steps_are_the_next_scale_inputs():
     assert pooled.shape == (len(case.x), 0, case.levels.latent_dim)
     for fast, name in ((torch.cat(inputs, dim=1), "next_scale_inputs"), (f_hat.mT, "decode")):
         levels = case.levels, as_dtype(case.levels, torch.float64)
-        assert_as_accurate(
-            fast, *(getattr(api, name)(random_codes(case), m, backend="reference") for m in levels)
+        run = lambda m, name=name: getattr(api, name)(  # noqa: E731
+            random_codes(case), m, length=case.length, backend="reference"
         )
+        assert_as_accurate(fast, *map(run, levels), name)
 
 
 def training_step(case: Case, levels: Levels, straight_through: str, backend: str) -> dict[str, Tensor]:
@@ -165,6 +167,8 @@ def test_codes_out_of_range(code: int):
     codes[1, 3] = code
     with pytest.raises(RuntimeError, match="codes must be in"):
         api.decode(codes, case.levels, backend="triton")
+    with pytest.raises(RuntimeError, match="codes must be in"):
+        api.step(0, torch.zeros(2, 5, 8), codes[:, :5], case.levels, backend="triton")
 
 
 def test_empty_batch():
