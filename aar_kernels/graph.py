@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "captured_elsewhere", "capturing", "keep"]
+__all__ = ["Graph", "Pool", "captured_elsewhere", "capturing", "keep"]
 
 T = TypeVar("T")
 
@@ -43,6 +43,17 @@ def capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
+class Pool:
+    """Memory that graphs share which are replayed one after another: it is as large as the largest of them needs.
+
+    That is safe since a `Graph` has its inputs elsewhere, and its result is copied before another is replayed.
+    """
+
+    def __init__(self) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()  # the allocator gives a block again on its own stream only
+
+
 class Graph:
     """``function(*inputs)`` captured once and replayed for other inputs of the same shapes.
 
@@ -51,12 +62,16 @@ class Graph:
     read where they lay then: a graph must not outlive them, nor be used after one was replaced.
 
     Replays are for the stream that was current when it was made. It holds neither the function nor the inputs.
+
+    Args:
+        pool: that of another graph for the same stream; its own unless given.
     """
 
     @torch.inference_mode(False)  # its memory is written by later calls, in whatever mode they are
     @torch.no_grad()
-    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]):
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], pool: Pool | None = None):
+        self.pool = pool or Pool()
+        current, side = torch.cuda.current_stream(), self.pool.stream
         self._inputs = [tensor.clone() for tensor in inputs]
         self._lock = threading.Lock()
         self._graph = torch.cuda.CUDAGraph()
@@ -66,7 +81,7 @@ class Graph:
             # One stream for both: what is remembered for a stream is found again in the capture.
             with torch.cuda.stream(side):
                 function(*self._inputs)
-            with torch.cuda.graph(self._graph, stream=side):
+            with torch.cuda.graph(self._graph, self.pool.handle, side):
                 self._output = function(*self._inputs)
         finally:
             _keepers.values = None

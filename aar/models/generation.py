@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import aar_kernels as ak
 from aar_kernels.cache import DerivedCache
-from aar_kernels.graph import Graph, capturing, keep
+from aar_kernels.graph import Graph, Pool, capturing, keep
 from aar_kernels.linear import linear, pack
 from aar_kernels.modulation import gated_residual_modulate, layer_norm_modulate
 
@@ -35,7 +35,7 @@ __all__ = ["sample"]
 Linear = Callable[[Tensor], Tensor]
 Callback = Callable[[int, Tensor, Tensor], None]
 
-MAX_GRAPHS = 8  # of one model; each holds the memory of a run
+MAX_GRAPHS = 8  # of one model; those of one stream share the memory of a run
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def sample(
             the scale's codes ``[B, lengths[scale]]``.
         graph: replay the loop as one CUDA graph; None does so wherever that is possible. The first call with other
             options, batch or dtype captures it, which takes as long as two runs and the compilation of kernels, and so
-            does one after a weight changed; the last `MAX_GRAPHS` are kept with the memory that they use.
+            does one after a weight changed; the last `MAX_GRAPHS` are kept, with the memory that the largest needs.
 
     Raises:
         ValueError: a condition of another width, cfg below 0, or a filter out of range; or a graph asked for where
@@ -83,8 +83,9 @@ def sample(
     if graph is False or why_not:
         return loop()(condition, seeds, scales_callback)
     with torch.cuda.device_of(model.position):
-        key = options, batch, dtype, torch.cuda.current_stream()
-        return _graphs_of(model).get(key, lambda: Graph(loop(), (condition, seeds)))(condition, seeds)
+        stream, key = torch.cuda.current_stream(), (options, batch, dtype)
+        capture = lambda pool: Graph(loop(), (condition, seeds), pool)  # noqa: E731
+        return _graphs_of(model).get(stream, key, capture)(condition, seeds)
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,16 @@ class Graphs:
     """The latest `MAX_GRAPHS` of a model whose weights stay as they are."""
 
     def __init__(self) -> None:
-        self._graphs: OrderedDict[tuple, Graph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[object, tuple], Graph] = OrderedDict()
 
-    def get(self, key: tuple, capture: Callable[[], Graph]) -> Graph:
-        if key not in self._graphs:
-            if len(self._graphs) >= MAX_GRAPHS:
+    def get(self, stream: object, key: tuple, capture: Callable[[Pool | None], Graph]) -> Graph:
+        if (stream, key) not in self._graphs:
+            while len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.popitem(last=False)  # before there is another: its memory is free then
-            self._graphs[key] = capture()
-        self._graphs.move_to_end(key)
-        return self._graphs[key]
+            pool = next((graph.pool for (other, _), graph in self._graphs.items() if other == stream), None)
+            self._graphs[stream, key] = capture(pool)
+        self._graphs.move_to_end((stream, key))
+        return self._graphs[stream, key]
 
 
 _graphs: DerivedCache[Graphs] = DerivedCache()

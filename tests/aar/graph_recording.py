@@ -42,16 +42,17 @@ class Recording(TorchDispatchMode):
                     before.copy_(now)
 
 
-class _Stream:
+class Stream:
     def wait_stream(self, other) -> None:
         pass
 
 
 def record_graphs(monkeypatch) -> None:
     """Makes `aar_kernels.graph.Graph` work on the CPU, by `Recording`."""
-    stream = _Stream()
+    stream = Stream()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, stream: graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())

@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
+import graph_recording
 import pytest
 import torch
 from graph_recording import Launches, Recording, fake_triton, record_graphs
@@ -113,6 +114,19 @@ def test_a_changed_weight_makes_a_new_graph(recorded, how):
     found = model.sample(conditions(4), seed=3)
     assert Recording.made == 2
     assert torch.equal(found, copy.deepcopy(model).sample(conditions(4), seed=3, graph=False))
+
+
+def test_graphs_of_one_stream_share_their_memory(recorded, monkeypatch):
+    model = make()
+    model.sample(conditions(1))
+    model.sample(conditions(2))
+    other = graph_recording.Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: other)
+    found = model.sample(conditions(2), seed=4)
+    assert torch.equal(found, eager(model, conditions(2), seed=4))
+    first, second, third = generation._graphs_of(model)._graphs.values()
+    assert first.pool is second.pool
+    assert first.pool is not third.pool
 
 
 def test_graphs_die_with_the_model(recorded):
