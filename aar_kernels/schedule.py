@@ -126,8 +126,8 @@ class ScaleSchedule:
 class GridSchedule(ScaleSchedule):
     """Scales of images: each is a grid of ``(height, width)`` tokens, which stand in the sequence row by row.
 
-    VAR's schedule (arXiv 2404.02905) is ``GridSchedule((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))``: 680 tokens, 16 x 16 of them
-    in the finest scale.
+    VAR's schedule (arXiv 2404.02905) is ``GridSchedule((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))``: 680 tokens, 16 x 16 of
+    them in the finest scale.
 
     Args:
         grids: ``(height, width)`` of each scale; a single number is both.

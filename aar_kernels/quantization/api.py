@@ -2,10 +2,10 @@
 
 Sequences are ``[batch, latent, T]``, codes ``[batch, schedule.total]`` int64 with the scales in order, coarse to fine.
 ``T`` need not be the schedule's length: then every scale pools and interpolates. With a `GridSchedule`, images
-``[batch, latent, height, width]`` of its finest scale stand for sequences; they have no mask, and `quantize` does not take
-them (VAR's training is not that of the paper: its codebook learns by gradients). bf16 and fp16 sequences are searched
-in fp32. Code -1 means "no code" and stands for a zero row: encode gives it to tokens that a mask leaves without a
-frame, and to every token of an item with a NaN or an Inf.
+``[batch, latent, height, width]`` of its finest scale stand for sequences; they have no mask, and `quantize`, whose
+codebooks are moving averages, does not take them. bf16 and fp16 sequences are searched in fp32. Code -1 means "no code"
+and stands for a zero row: encode gives it to tokens that a mask leaves without a frame, and to every token of an item
+with a NaN or an Inf.
 
 Raises, on every backend alike:
     ValueError: shapes, dtypes or devices that do not fit.

@@ -11,8 +11,9 @@ from torch import Tensor
 def fold(phi_weights: Sequence[Tensor], phi_biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """phi(u) = (u + conv(u)) / 2 as one convolution: weights ``[P, taps, out, in]`` and biases ``[P, out]``.
 
-    Kernels narrower than the widest are padded with zero taps. Taps of a square kernel stand row by row. Since phi and the interpolation are linear, a code E
-    acts on the sequence through its ``taps`` rows ``folded[tap] @ E`` alone: no convolution is left to do.
+    Kernels narrower than the widest are padded with zero taps; the taps of square ones stand row by row. Since phi and
+    the interpolation are linear, a code E acts on the sequence through its ``taps`` rows ``folded[tap] @ E`` alone: no
+    convolution is left to do.
     """
     width, axes = max(weight.shape[-1] for weight in phi_weights), phi_weights[0].dim() - 2
     dim = phi_weights[0].shape[0]

@@ -18,7 +18,10 @@ OPERATORS = (
 )  # fmt: skip
 dispatch.register(__package__, *(f"msrq_{name}" for name in OPERATORS))
 
-_LEVELS = "Tensor codebooks, Tensor[] phi_weights, Tensor[] phi_biases, int[] lengths, int[] phi_index, str metric, int[] widths"
+_LEVELS = (
+    "Tensor codebooks, Tensor[] phi_weights, Tensor[] phi_biases, int[] lengths, int[] phi_index, str metric, "
+    "int[] widths"
+)
 _PROJECTED = (
     "Tensor codebooks, Tensor weight_in, Tensor bias_in, Tensor weight_out, Tensor bias_out, int[] strides, str metric"
 )

@@ -1,9 +1,9 @@
 """Multi-scale residual quantization in plain PyTorch: the definition that every backend is held to.
 
-Rows are vectors of ``latent`` channels: sequences are ``[batch, T, latent]`` here and in every backend. Where there are
-``widths``, the rows of scale ``s`` are a grid of ``lengths[s] / widths[s]`` by ``widths[s]``, row by row, and T is that of
-the last scale. Differentiable by autograd, and in any floating dtype. Sources: arXiv 2408.09027, section 3.1 and algorithm
-1; grids: arXiv 2404.02905, algorithms 1 and 2.
+Rows are vectors of ``latent`` channels: sequences are ``[batch, T, latent]`` here and in every backend. Where there
+are ``widths``, the rows of scale ``s`` are a grid of ``lengths[s] / widths[s]`` by ``widths[s]``, row by row, and T is
+that of the last scale. Differentiable by autograd, and in any floating dtype. Sources: arXiv 2408.09027, section 3.1
+and algorithm 1; grids: arXiv 2404.02905, algorithms 1 and 2.
 """
 
 from __future__ import annotations
