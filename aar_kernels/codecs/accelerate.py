@@ -16,6 +16,7 @@ from . import (
     transformers_encodec,
     transformers_higgs,
     transformers_mimi,
+    var,
     vector_quantize_pytorch,
 )
 from .adapter import Adapter, Unsupported, adapted, check_signatures, original_class
@@ -30,6 +31,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
     **dac.ADAPTERS,
     **snac.ADAPTERS,
     **vector_quantize_pytorch.ADAPTERS,
+    **var.ADAPTERS,
 }
 
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 import torch
-from cases import Case
+from quantization.cases import Case
 from torch import Tensor
 
 from aar_kernels import GridSchedule

@@ -9,10 +9,10 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import as_dtype, assert_codes
-from grid_cases import make_grid_case, random_grid_codes
 from helpers import assert_as_accurate, require
 from native_levels import LEVELS, check_level, check_sanitized
+from quantization.cases import as_dtype, assert_codes
+from quantization.grid_cases import make_grid_case, random_grid_codes
 
 from aar_kernels import BackendError, GridSchedule, ScaleSchedule, quantization, use_backend
 from aar_kernels.dispatch import Problem
