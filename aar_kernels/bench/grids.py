@@ -24,7 +24,7 @@ def cases(options: Namespace) -> Iterator[Case]:
         return
     torch.manual_seed(0)
     levels = _levels(GridSchedule((1, 2, 4)), 8, 64) if options.shapes == "small" else _levels(VAR, 32, 4096)
-    plain, compiler = _Plain(levels), None if options.no_compile else partial(torch.compile, dynamic=True)
+    plain, compiler = _Plain(levels), None if options.no_compile else partial(torch.compile, dynamic=False)
     if compiler is not None:
         torch._dynamo.reset()
     for batch in options.batch:

@@ -34,11 +34,8 @@ def _held_to(probe: nn.Module) -> None:
 
 
 class VarQuantizer(Adapter):
-    """What takes or gives codes: ``f_to_idxBl_or_fhat``, ``idxBl_to_var_input``, and ``forward`` in eval mode.
-
-    ``embed_to_fhat`` and ``get_next_autoregressive_input`` are given rows, of which none need be a code (VAR's smooth
-    sampling mixes them): there is nothing to look up, and the original runs. Training is the original's too.
-    """
+    """From images to codes and back: ``f_to_idxBl_or_fhat``, ``idxBl_to_var_input``, and ``forward`` in eval mode; and
+    what is given rows, of which none need be a code: ``embed_to_fhat`` and ``get_next_autoregressive_input``."""
 
     @torch.no_grad()
     def _check(self) -> str:
@@ -143,6 +140,37 @@ class VarQuantizer(Adapter):
     def idxBl_to_var_input(self, gt_ms_idx_Bl):
         inputs = self._inputs(gt_ms_idx_Bl)
         return super().idxBl_to_var_input(gt_ms_idx_Bl) if inputs is None else inputs
+
+    @torch.compiler.disable
+    def _given_rows(self, operator: str, images: Sequence[Tensor], *others: Tensor) -> tuple[Levels, str] | None:
+        """Levels and backend for images of rows, one of each scale; None where the original must run."""
+        levels, tensors = self._prepare(self.v_patch_nums, True), (*images, *others)
+        if levels is None or any(tensor.dim() != 4 or 0 in tensor.shape for tensor in tensors):
+            return None
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return None
+        backend = self._choose(operator, levels.codebooks, *tensors)
+        return None if backend is None else (levels, backend)
+
+    def embed_to_fhat(self, ms_h_BChw, all_to_max_scale=True, last_one=False):
+        given = self._given_rows("msrq_decode_scales", ms_h_BChw) if all_to_max_scale else None
+        if given is None or [tuple(h.shape[2:]) for h in ms_h_BChw] != list(given[0].schedule.grids):
+            return super().embed_to_fhat(ms_h_BChw, all_to_max_scale, last_one)
+        levels, backend = given
+        rows = torch.cat([h.flatten(2) for h in ms_h_BChw], dim=2).mT
+        if last_one:
+            return quantization.decode(rows, levels, backend=backend).contiguous()
+        return list(quantization.decode_scales(rows, levels, backend=backend).contiguous())
+
+    def get_next_autoregressive_input(self, si, SN, f_hat, h_BChw):
+        given = self._given_rows("msrq_step", [h_BChw], f_hat)
+        grids = () if given is None else given[0].schedule.grids
+        if len(grids) != SN or f_hat.shape[2:] != grids[-1] or h_BChw.shape[2:] != grids[si]:
+            return super().get_next_autoregressive_input(si, SN, f_hat, h_BChw)
+        (levels, backend), rows = given, h_BChw.flatten(2).mT
+        after, following = quantization.step(si, f_hat.flatten(2).mT, rows, levels, backend=backend)
+        f_hat.copy_(after.mT.unflatten(2, grids[-1]))  # in place, as the original
+        return f_hat, following.mT.unflatten(2, grids[si + 1]).contiguous() if si + 1 < SN else f_hat
 
     def forward(self, f_BChw, ret_usages=False):
         x = f_BChw.float()

@@ -7,6 +7,9 @@ codebooks are moving averages, does not take them. bf16 and fp16 sequences are s
 and stands for a zero row: encode gives it to tokens that a mask leaves without a frame, and to every token of an item
 with a NaN or an Inf.
 
+The functions that decode take rows ``[batch, total, latent]`` in place of codes too: mixtures of codes, as in VAR's
+smooth sampling, or what else may stand for them.
+
 Raises, on every backend alike:
     ValueError: shapes, dtypes or devices that do not fit.
     RuntimeError: codes outside ``[-1, codebook_size)`` (under CUDA a device-side assertion, as in PyTorch's indexing).
@@ -62,7 +65,7 @@ def step(
     """One step of next-scale sampling; equals `next_scale_inputs` taken one scale at a time.
 
     Args:
-        scale: index of the scale that ``codes[B, lengths[scale]]`` belong to.
+        scale: index of the scale that ``codes[B, lengths[scale]]``, or rows, belong to.
         f_hat: ``[B, T, latent]``, the reconstruction before this scale; zeros for scale 0. Of an image the rows are its
             cells, row by row: ``image.flatten(2).mT``.
 
@@ -73,7 +76,7 @@ def step(
     lengths = levels.schedule.lengths
     if not 0 <= scale < len(lengths):
         raise ValueError(f"scale {scale} is outside 0..{len(lengths) - 1}")
-    _check_codes(codes, lengths[scale])
+    codes = _codes(codes, levels, lengths[scale])
     batch, latent = codes.shape[0], levels.latent_dim
     if f_hat.dim() != 3 or f_hat.shape[0] != batch or f_hat.shape[1] == 0 or f_hat.shape[2] != latent:
         raise ValueError(f"f_hat must be [{batch}, T >= 1, {latent}], got {list(f_hat.shape)}")
@@ -180,12 +183,14 @@ def _call(name: str, backend: str, arguments: tuple):
 
 
 def _run(name: str, backend: str | None, tensors: tuple, levels: Levels, *extra: int):
-    grad = torch.is_grad_enabled() and any(w.requires_grad for w in (*levels.weights, *tensors[:1]))
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*levels.weights, *tensors))
     grad = grad and name != "encode"
+    rows = name != "encode" and tensors[-1].is_floating_point()
+    needs = ("grids",) * levels.of_grids + ("rows in place of codes",) * rows
     arguments = (*tensors, *levels.arguments(), *extra)
     chosen = dispatch.select(
         f"msrq_{name}", levels.codebooks, *tensors, backend=backend, needs_grad=grad, dim=levels.latent_dim,
-        grids=levels.of_grids,
+        needs=needs,
     )  # fmt: skip
     return _call(name, chosen, arguments)
 
@@ -222,8 +227,14 @@ def _length(length: int | None, levels: Levels) -> int:
     return length
 
 
-def _codes(codes: Tensor, levels: Levels) -> Tensor:
-    _check_codes(codes, levels.schedule.total)
+def _codes(codes: Tensor, levels: Levels, tokens: int | None = None) -> Tensor:
+    """Of all scales, unless ``tokens`` says of how many; or rows in their place."""
+    tokens = levels.schedule.total if tokens is None else tokens
+    if codes.is_floating_point() and codes.dim() == 3:
+        if codes.shape[1:] != (tokens, levels.latent_dim):
+            raise ValueError(f"rows must be [batch, {tokens}, {levels.latent_dim}], got {list(codes.shape)}")
+        return codes.to(levels.codebooks.dtype)
+    _check_codes(codes, tokens)
     return codes
 
 

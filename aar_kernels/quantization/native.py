@@ -54,6 +54,7 @@ class _Action(NamedTuple):
 
 _packed_codebooks: DerivedCache[list[Tensor]] = DerivedCache()
 _actions: DerivedCache[_Action] = DerivedCache()
+_folds: DerivedCache[_Action] = DerivedCache()
 _projected: DerivedCache[tuple[Tensor, ...]] = DerivedCache()
 
 
@@ -170,7 +171,15 @@ def _decode(
     codes, codebooks, phi_weights, phi_biases, lengths, phi_index, widths, scales, f_hat, each=None, pooled=None
 ) -> None:
     """Add the codes of scales ``scales[0]`` to ``scales[1]`` to f_hat, and fill what else is given."""
-    action = _action(codebooks, phi_weights, phi_biases, lengths, phi_index)
+    if codes.is_floating_point():
+        # Rows are a codebook of their own, each of them one of its codes. It has no table, being used once.
+        batch, tokens, dim = codes.shape
+        codebooks = codes.reshape(1, -1, dim)
+        codes = torch.arange(batch * tokens, device=codes.device).view(batch, tokens)
+        phi = phi_weights, phi_biases, phi_index
+        action = _folds.get([*phi_weights, *phi_biases], lambda: _folded(*phi), *phi_index)
+    else:
+        action = _action(codebooks, phi_weights, phi_biases, lengths, phi_index)
     torch.ops.aar_native.msrq_decode(
         codes.contiguous(), codebooks.contiguous(), lengths, widths, *action, *scales, f_hat, each, pooled
     )

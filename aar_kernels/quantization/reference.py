@@ -90,10 +90,15 @@ def contribution(
     codes: Tensor, s: int, length: int, codebooks: Tensor, phi_weights: Sequence[Tensor],
     phi_biases: Sequence[Tensor], phi_index: Sequence[int], lengths: Sequence[int] = (), widths: Sequence[int] = (),
 ) -> Tensor:  # fmt: skip
-    """What scale ``s`` adds to the reconstruction: phi(up(E_s[codes])), ``[B, length, D]``. Code -1 is a zero row."""
-    book = codebooks[s if codebooks.shape[0] > 1 else 0]
-    torch._assert_async(((codes >= -1) & (codes < len(book))).all(), f"codes must be in [-1, {len(book)})")
-    rows = F.embedding(codes.clamp(min=0), book).masked_fill((codes < 0)[..., None], 0)
+    """What scale ``s`` adds to the reconstruction: phi(up(E_s[codes])), ``[B, length, D]``. Code -1 is a zero row.
+
+    Rows ``[B, n, D]`` may stand for the codes, here and in whatever else decodes: then they are those of the codebook.
+    """
+    rows = codes
+    if not codes.is_floating_point():
+        book = codebooks[s if codebooks.shape[0] > 1 else 0]
+        torch._assert_async(((codes >= -1) & (codes < len(book))).all(), f"codes must be in [-1, {len(book)})")
+        rows = F.embedding(codes.clamp(min=0), book).masked_fill((codes < 0)[..., None], 0)
     weights = (phi_weights[phi_index[s]], phi_biases[phi_index[s]]) if phi_weights else None
     if widths:
         return grid_action(rows, s, weights, lengths, widths)

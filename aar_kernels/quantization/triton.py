@@ -32,8 +32,8 @@ _derived: DerivedCache[dict] = DerivedCache()
 def unsupported(problem) -> str | None:
     if reason := wrong_device(problem):
         return reason
-    if problem.grids:
-        return "sequences only; grids run on the reference, and compiled on the CPU"
+    if problem.needs:
+        return f"codes of sequences only; {' and '.join(problem.needs)} run on the reference, and compiled on the CPU"
     if problem.dtype != torch.float32:
         return f"float32 codebooks only, got {problem.dtype}"
     if problem.needs_grad:

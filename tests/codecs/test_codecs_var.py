@@ -152,11 +152,38 @@ def test_the_fused_operators_run(classes, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("the original runs")
 
-    for name in ("f_to_idxBl_or_fhat", "idxBl_to_var_input", "forward"):
+    names = "f_to_idxBl_or_fhat", "idxBl_to_var_input", "embed_to_fhat", "get_next_autoregressive_input", "forward"
+    for name in names:
         monkeypatch.setattr(type(module)._aar_original, name, fail)
-    module.idxBl_to_var_input(module.f_to_idxBl_or_fhat(x, False))
+    codes = module.f_to_idxBl_or_fhat(x, False)
+    module.idxBl_to_var_input(codes)
     module.f_to_idxBl_or_fhat(x, True)
     module(x)
+    rows = [module.embedding(part).mT.unflatten(2, (n, n)) for part, n in zip(codes, SIDES, strict=True)]
+    module.embed_to_fhat(rows)
+    module.get_next_autoregressive_input(1, len(SIDES), torch.zeros_like(x), rows[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", [0, 1, 2, 6])
+def test_rows_that_are_no_codes(classes, seed):
+    """Mixtures, as VAR's smooth sampling makes them; f_hat is changed in place."""
+    module, original = pair(quantizer(classes, seed))
+    sides, generator = module.v_patch_nums, torch.Generator().manual_seed(seed)
+    rows = [torch.randn(3, module.Cvae, n, n, generator=generator) for n in sides]
+    for ours, theirs in zip(module.embed_to_fhat(rows), original.embed_to_fhat(rows), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    last = module.embed_to_fhat(rows, last_one=True), original.embed_to_fhat(rows, last_one=True)
+    torch.testing.assert_close(*last)
+    start = torch.randn(3, module.Cvae, sides[-1], sides[-1], generator=generator)
+    for s, h in enumerate(rows):
+        f_hats = start.clone(), start.clone()
+        ours = module.get_next_autoregressive_input(s, len(sides), f_hats[0], h)
+        theirs = original.get_next_autoregressive_input(s, len(sides), f_hats[1], h)
+        assert ours[0] is f_hats[0]
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b)
+            assert a.stride() == b.stride()
 
 
 @torch.no_grad()
@@ -179,7 +206,7 @@ def test_a_sampling_loop(classes):
 
 
 def test_what_is_the_originals(classes):
-    """Gradients, NaN, codes outside the codebook, half precision, one scale, progressive training."""
+    """Gradients, also by rows, NaN, codes outside the codebook, half precision, one scale, progressive training."""
     module, original = pair(quantizer(classes))
     x = images(module, 2)
     codes = [part.clone() for part in original.f_to_idxBl_or_fhat(x, False)]
@@ -194,6 +221,13 @@ def test_what_is_the_originals(classes):
         each.prog_si = 1
     assert all(map(torch.equal, *(each.f_to_idxBl_or_fhat(x, False) for each in (module, original))))
     module.prog_si = original.prog_si = -1
+
+    rows = torch.randn(2, module.Cvae, 1, 1).requires_grad_()
+    grads = []
+    for each in (module, original):
+        f_hat, _ = each.get_next_autoregressive_input(0, len(SIDES), torch.zeros_like(x), rows)
+        grads.append(torch.autograd.grad(f_hat.square().sum(), rows)[0])
+    assert torch.equal(*grads)
 
     results = []
     for each in (module.train(), original.train()):

@@ -279,7 +279,7 @@ def test_backends_without_grids_say_so():
     case = make_grid_case(0)
     with pytest.raises(BackendError, match="triton: .*"):
         quantization.encode(case.x, case.levels, backend="triton")
-    problem = Problem("msrq_encode", "cuda", torch.float32, dim=8, grids=True)
+    problem = Problem("msrq_encode", "cuda", torch.float32, dim=8, needs=("grids",))
     with mock.patch.object(native_cuda, "library", mock.Mock(cuda_reason=None)):
         assert native_cuda.unsupported(problem) == "grids run on the CPU alone"
 
