@@ -91,17 +91,21 @@ inline void pool_grid(const float* x, int64_t stride, Grid from, int64_t dim, Gr
 }
 
 // out[n] = start + the sum of weights[k] * sources[k][n]; with ADD, `sign` times that is added to out. `start` may be null.
+// Unrolled from the start: else the compiler keeps the sums in memory at both ends of the loop.
 template <bool ADD, int VECTORS>
 __attribute__((noinline)) void blend_columns(const float* const* sources, const float* weights, int64_t count,
                                              const float* start, float sign, int64_t d, float* out) {
   Floats sum[VECTORS];
+#pragma GCC unroll 8
   for (int v = 0; v < VECTORS; v++) sum[v] = start != nullptr ? load(start + d + v * kLanes) : splat(0.0f);
   for (int64_t k = 0; k < count; k++) {
     const float* source = sources[k] + d;
     const Floats weight = splat(weights[k]);
+#pragma GCC unroll 8
     for (int v = 0; v < VECTORS; v++) sum[v] = fma(load(source + v * kLanes), weight, sum[v]);
   }
   float* y = out + d;
+#pragma GCC unroll 8
   for (int v = 0; v < VECTORS; v++)
     store(y + v * kLanes, ADD ? fma(sum[v], splat(sign), load(y + v * kLanes)) : sum[v]);
 }
