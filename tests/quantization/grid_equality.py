@@ -6,6 +6,7 @@
 import sys
 
 import test_grids
+import test_rows
 import torch
 
 from aar_kernels import dispatch
@@ -20,4 +21,5 @@ for seed in range(int(sys.argv[2])):
     test_grids.test_step("native", seed)
     for name in test_grids.DECODERS:
         test_grids.test_decode("native", seed, name)
+        test_rows.test_decoding_of_rows("native", seed, name)
 print("equal")
