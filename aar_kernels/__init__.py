@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 # Imported when first asked for, so that `aar_kernels.numpy` works without torch.
 _HOMES = {
     "BackendError": "dispatch",
+    "GridSchedule": "schedule",
     "ScaleCache": "attention",
     "ScaleSchedule": "schedule",
     "accelerate": "codecs",

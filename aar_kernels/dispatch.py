@@ -44,6 +44,7 @@ class Problem:
     needs_grad: bool = False
     deterministic: bool = False
     dim: int | None = None  # the size that kernels are specialised for, such as channels of a head
+    needs: tuple[str, ...] = ()  # what few backends have, in words: "grids"
 
 
 def register(package: str, *operators: str) -> None:
@@ -73,7 +74,7 @@ def forced() -> str | None:
 
 def select(
     operator: str, *tensors: torch.Tensor | None, backend: str | None = None, needs_grad: bool = False,
-    dim: int | None = None,
+    dim: int | None = None, needs: tuple[str, ...] = (),
 ) -> str:  # fmt: skip
     """Name of the backend that runs ``operator`` on these tensors (the first one sets device and dtype).
 
@@ -87,7 +88,7 @@ def select(
             raise ValueError(f"{operator}: all tensors must be on one device, got {first.device} and {tensor.device}")
     forced = backend or _forced
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return _select(operator, forced, first.device.type, first.dtype, needs_grad, deterministic, dim)
+    return _select(operator, forced, first.device.type, first.dtype, needs_grad, deterministic, dim, needs)
 
 
 # Constant under torch.compile: everything it depends on is an argument, so a change makes a new guard.
@@ -99,10 +100,11 @@ def _select(*arguments: object) -> str:
 
 @functools.cache
 def _select_cached(
-    operator: str, forced: str | None, device: str, dtype: torch.dtype, grad: bool, deterministic: bool, dim: int | None
-) -> str:
+    operator: str, forced: str | None, device: str, dtype: torch.dtype, grad: bool, deterministic: bool,
+    dim: int | None, needs: tuple[str, ...],
+) -> str:  # fmt: skip
     _check_name(forced)
-    problem = Problem(operator, device, dtype, grad, deterministic, dim)
+    problem = Problem(operator, device, dtype, grad, deterministic, dim, needs)
     reasons = {}
     for name in BACKENDS:
         reason = _reason(name, problem)

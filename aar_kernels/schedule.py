@@ -123,6 +123,49 @@ class ScaleSchedule:
         return "\n".join(rows)
 
 
+class GridSchedule(ScaleSchedule):
+    """Scales of images: each is a grid of ``(height, width)`` tokens, which stand in the sequence row by row.
+
+    VAR's schedule (arXiv 2404.02905) is ``GridSchedule((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))``: 680 tokens, 16 x 16 of
+    them in the finest scale.
+
+    Args:
+        grids: ``(height, width)`` of each scale; a single number is both.
+
+    Raises:
+        ValueError: no scale, or a side below 1.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+
+    def __init__(self, grids: Iterable[int | tuple[int, int]]):
+        pairs = ((grid, grid) if isinstance(grid, int) else grid for grid in grids)
+        grids = tuple((int(height), int(width)) for height, width in pairs)
+        if not grids or min(min(grid) for grid in grids) < 1:
+            raise ValueError(f"a schedule needs one or more grids with sides of at least 1; got {grids}")
+        super().__init__(height * width for height, width in grids)
+        object.__setattr__(self, "grids", grids)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the finest scale."""
+        return self.grids[-1]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each scale; its height is its length by that."""
+        return tuple(width for _, width in self.grids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GridSchedule) and self.grids == other.grids
+
+    def __hash__(self) -> int:
+        return hash(self.grids)
+
+    def __repr__(self) -> str:
+        return f"GridSchedule({self.grids})"
+
+
 def _linspace(start: float, stop: float, steps: int) -> list[float]:
     if steps < 1:
         raise ValueError(f"a schedule needs at least one scale, got {steps}")

@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from aar_kernels import ScaleSchedule
+from aar_kernels import GridSchedule, ScaleSchedule
 
 PUBLISHED = (1, 2, 4, 6, 9, 12, 16, 20, 25, 31, 37, 43, 50, 58, 66, 75)
 
@@ -98,3 +98,24 @@ def test_a_schedule_is_a_value():
 def test_picture_has_a_mark_for_every_token():
     lines = ScaleSchedule((1, 4, 8)).picture(width=16).splitlines()
     assert [line.count("|") for line in lines] == [1, 4, 8]
+
+
+def test_grids():
+    schedule = GridSchedule((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
+    assert (schedule.total, schedule.length, schedule.grid) == (680, 256, (16, 16))
+    other = GridSchedule([(1, 3), 2, (4, 1)])
+    assert other.grids == ((1, 3), (2, 2), (4, 1))
+    assert (other.lengths, other.widths) == ((3, 4, 4), (3, 2, 1))
+    assert torch.equal(other.mask(), ScaleSchedule((3, 4, 4)).mask())
+    assert other != ScaleSchedule((3, 4, 4))
+    assert ScaleSchedule((3, 4, 4)) != other
+    assert other != GridSchedule([(3, 1), 2, (4, 1)])
+    assert pickle.loads(pickle.dumps(other)) == other
+    assert eval(repr(other)) == other
+    assert len({other, GridSchedule([(1, 3), 2, (4, 1)])}) == 1
+
+
+@pytest.mark.parametrize("grids", [[], [0], [(1, 0)], [(2, 2), -1]])
+def test_wrong_grids(grids):
+    with pytest.raises(ValueError, match="sides of at least 1"):
+        GridSchedule(grids)

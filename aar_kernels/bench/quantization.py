@@ -1,4 +1,7 @@
-"""Multi-scale residual quantization against plain PyTorch, torch.compile of it, and vector-quantize-pytorch."""
+"""Multi-scale residual quantization against plain PyTorch, torch.compile of it, and vector-quantize-pytorch.
+
+Of grids too: `grids`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from ..quantization import Levels, MultiScaleResidualQuantizer, encode
 from ..schedule import ScaleSchedule
-from . import shapes
+from . import grids, shapes
 from .measure import Case, Variant
 
 
@@ -67,6 +70,7 @@ def cases(options: Namespace) -> Iterator[Case]:
             yield _decode(model, x, sizes, compile_all)
             yield _training(trainer, x, sizes, compile_all)
             yield from _vector_quantize_pytorch(x, sizes)
+    yield from grids.cases(options)
 
 
 def _sizes(options: Namespace) -> list[Sizes]:

@@ -16,6 +16,7 @@ from . import (
     transformers_encodec,
     transformers_higgs,
     transformers_mimi,
+    var,
     vector_quantize_pytorch,
 )
 from .adapter import Adapter, Unsupported, adapted, check_signatures, original_class
@@ -30,6 +31,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
     **dac.ADAPTERS,
     **snac.ADAPTERS,
     **vector_quantize_pytorch.ADAPTERS,
+    **var.ADAPTERS,
 }
 
 
@@ -62,7 +64,7 @@ class Report:
 
 
 def accelerate(model: nn.Module, *, backend: str | None = None) -> Report:
-    """Let residual quantizers in ``model``, and EnCodec's convolutional stacks, run on the fused operators, in place.
+    """Let residual quantizers in ``model``, EnCodec's convolutional stacks and VAR's attention run fused, in place.
 
     Encoding and decoding, and ``forward`` in eval mode, keep their signatures and results: codes are the same except
     where float32 rounding decides. Weights stay where they are and are read live: ``load_state_dict``, ``.to()`` and

@@ -15,7 +15,7 @@ from .api import (
     step,
     update,
 )
-from .levels import Levels, ProjectedLevels, phi_sharing_index
+from .levels import Levels, ProjectedLevels, phi_sharing_index, residual_phi
 from .module import MultiScaleResidualQuantizer
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "next_scale_inputs",
     "phi_sharing_index",
     "quantize",
+    "residual_phi",
     "step",
     "update",
 ]

@@ -1,9 +1,14 @@
 """Public functions of multi-scale residual quantization: they check their input, then pick a backend.
 
 Sequences are ``[batch, latent, T]``, codes ``[batch, schedule.total]`` int64 with the scales in order, coarse to fine.
-``T`` need not be the schedule's length: then every scale pools and interpolates. bf16 and fp16 sequences are searched
-in fp32. Code -1 means "no code" and stands for a zero row: encode gives it to tokens that a mask leaves without a
-frame, and to every token of an item with a NaN or an Inf.
+``T`` need not be the schedule's length: then every scale pools and interpolates. With a `GridSchedule`, images
+``[batch, latent, height, width]`` of its finest scale stand for sequences; they have no mask, and `quantize`, whose
+codebooks are moving averages, does not take them. bf16 and fp16 sequences are searched in fp32. Code -1 means "no code"
+and stands for a zero row: encode gives it to tokens that a mask leaves without a frame, and to every token of an item
+with a NaN or an Inf.
+
+The functions that decode take rows ``[batch, total, latent]`` in place of codes too: mixtures of codes, as in VAR's
+smooth sampling, or what else may stand for them.
 
 Raises, on every backend alike:
     ValueError: shapes, dtypes or devices that do not fit.
@@ -36,12 +41,14 @@ def decode(codes: Tensor, levels: Levels, *, length: int | None = None, backend:
 
     Differentiable by codebooks and phi (the reference runs where gradients are asked for).
     """
-    return _run("decode", backend, (_codes(codes, levels),), levels, _length(length, levels)).mT
+    rows = _run("decode", backend, (_codes(codes, levels),), levels, _length(length, levels))
+    return _channels_first(rows, levels)
 
 
 def decode_scales(codes: Tensor, levels: Levels, *, length: int | None = None, backend: str | None = None) -> Tensor:
     """The reconstruction after each scale: ``[S, B, latent, length]``. Differentiable as `decode`."""
-    return _run("decode_scales", backend, (_codes(codes, levels),), levels, _length(length, levels)).mT
+    rows = _run("decode_scales", backend, (_codes(codes, levels),), levels, _length(length, levels))
+    return _channels_first(rows, levels)
 
 
 def next_scale_inputs(
@@ -58,8 +65,9 @@ def step(
     """One step of next-scale sampling; equals `next_scale_inputs` taken one scale at a time.
 
     Args:
-        scale: index of the scale that ``codes[B, lengths[scale]]`` belong to.
-        f_hat: ``[B, T, latent]``, the reconstruction before this scale; zeros for scale 0.
+        scale: index of the scale that ``codes[B, lengths[scale]]``, or rows, belong to.
+        f_hat: ``[B, T, latent]``, the reconstruction before this scale; zeros for scale 0. Of an image the rows are its
+            cells, row by row: ``image.flatten(2).mT``.
 
     Returns:
         The reconstruction after it, ``[B, T, latent]``, and the next scale's input, ``[B, lengths[scale + 1], latent]``
@@ -68,10 +76,12 @@ def step(
     lengths = levels.schedule.lengths
     if not 0 <= scale < len(lengths):
         raise ValueError(f"scale {scale} is outside 0..{len(lengths) - 1}")
-    _check_codes(codes, lengths[scale])
+    codes = _codes(codes, levels, lengths[scale])
     batch, latent = codes.shape[0], levels.latent_dim
     if f_hat.dim() != 3 or f_hat.shape[0] != batch or f_hat.shape[1] == 0 or f_hat.shape[2] != latent:
         raise ValueError(f"f_hat must be [{batch}, T >= 1, {latent}], got {list(f_hat.shape)}")
+    if levels.of_grids and f_hat.shape[1] != levels.schedule.length:
+        raise ValueError(f"f_hat must have the finest grid's {levels.schedule.length} rows, got {f_hat.shape[1]}")
     return _run("step", backend, (f_hat.to(levels.codebooks.dtype), codes), levels, scale)
 
 
@@ -94,6 +104,8 @@ def quantize(
     """
     if straight_through not in ("per_scale", "once"):
         raise ValueError(f'straight_through must be "per_scale" or "once", got {straight_through!r}')
+    if levels.of_grids:
+        raise ValueError("quantize is for sequences; a quantizer of grids is trained by its own package")
     if levels.codebooks.shape[0] not in (1, levels.schedule.num_scales):
         raise ValueError("training needs a level for each of the codebooks")
     rows, per_scale = _rows(x, levels, mask), straight_through == "per_scale"
@@ -171,16 +183,26 @@ def _call(name: str, backend: str, arguments: tuple):
 
 
 def _run(name: str, backend: str | None, tensors: tuple, levels: Levels, *extra: int):
-    grad = torch.is_grad_enabled() and any(w.requires_grad for w in (*levels.weights, *tensors[:1]))
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*levels.weights, *tensors))
     grad = grad and name != "encode"
+    rows = name != "encode" and tensors[-1].is_floating_point()
+    needs = ("grids",) * levels.of_grids + ("rows in place of codes",) * rows
     arguments = (*tensors, *levels.arguments(), *extra)
     chosen = dispatch.select(
-        f"msrq_{name}", levels.codebooks, *tensors, backend=backend, needs_grad=grad, dim=levels.latent_dim
-    )
+        f"msrq_{name}", levels.codebooks, *tensors, backend=backend, needs_grad=grad, dim=levels.latent_dim,
+        needs=needs,
+    )  # fmt: skip
     return _call(name, chosen, arguments)
 
 
 def _rows(x: Tensor, levels: Levels, mask: Tensor | None) -> Tensor:
+    if levels.of_grids:
+        if x.shape[1:] != (levels.latent_dim, *levels.schedule.grid):
+            wanted = [levels.latent_dim, *levels.schedule.grid]
+            raise ValueError(f"x must be [batch, {', '.join(map(str, wanted))}], got {list(x.shape)}")
+        if mask is not None:
+            raise ValueError("a mask is for sequences, not for grids")
+        x = x.flatten(2)
     if x.dim() != 3 or x.shape[1] != levels.latent_dim or x.shape[2] == 0:
         raise ValueError(f"x must be [batch, {levels.latent_dim}, T >= 1], got {list(x.shape)}")
     if not x.dtype.is_floating_point:
@@ -191,16 +213,28 @@ def _rows(x: Tensor, levels: Levels, mask: Tensor | None) -> Tensor:
     return x.mT.to(levels.codebooks.dtype).contiguous()
 
 
+def _channels_first(rows: Tensor, levels: Levels) -> Tensor:
+    return rows.mT.unflatten(-1, levels.schedule.grid) if levels.of_grids else rows.mT
+
+
 def _length(length: int | None, levels: Levels) -> int:
     if length is None:
         return levels.schedule.length
+    if levels.of_grids:
+        raise ValueError("a length is for sequences; a grid is decoded to its finest scale")
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
     return length
 
 
-def _codes(codes: Tensor, levels: Levels) -> Tensor:
-    _check_codes(codes, levels.schedule.total)
+def _codes(codes: Tensor, levels: Levels, tokens: int | None = None) -> Tensor:
+    """Of all scales, unless ``tokens`` says of how many; or rows in their place."""
+    tokens = levels.schedule.total if tokens is None else tokens
+    if codes.is_floating_point() and codes.dim() == 3:
+        if codes.shape[1:] != (tokens, levels.latent_dim):
+            raise ValueError(f"rows must be [batch, {tokens}, {levels.latent_dim}], got {list(codes.shape)}")
+        return codes.to(levels.codebooks.dtype)
+    _check_codes(codes, tokens)
     return codes
 
 

@@ -11,16 +11,18 @@ from torch import Tensor
 def fold(phi_weights: Sequence[Tensor], phi_biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """phi(u) = (u + conv(u)) / 2 as one convolution: weights ``[P, taps, out, in]`` and biases ``[P, out]``.
 
-    Kernels narrower than the widest are padded with zero taps. Since phi and the interpolation are linear, a code E
-    acts on the sequence through its ``taps`` rows ``folded[tap] @ E`` alone: no convolution is left to do.
+    Kernels narrower than the widest are padded with zero taps; the taps of square ones stand row by row. Since phi and
+    the interpolation are linear, a code E acts on the sequence through its ``taps`` rows ``folded[tap] @ E`` alone: no
+    convolution is left to do.
     """
-    taps = max(weight.shape[-1] for weight in phi_weights)
+    width, axes = max(weight.shape[-1] for weight in phi_weights), phi_weights[0].dim() - 2
     dim = phi_weights[0].shape[0]
-    folded = phi_weights[0].new_zeros(len(phi_weights), taps, dim, dim)
+    folded = phi_weights[0].new_zeros(len(phi_weights), *[width] * axes, dim, dim)
     for out, weight in zip(folded, phi_weights, strict=True):
-        margin = (taps - weight.shape[-1]) // 2
-        out[margin : taps - margin] = 0.5 * weight.permute(2, 0, 1)
-    folded[:, taps // 2] += 0.5 * torch.eye(dim, dtype=folded.dtype, device=folded.device)
+        margin = (width - weight.shape[-1]) // 2
+        out[(slice(margin, width - margin),) * axes] = 0.5 * weight.movedim((0, 1), (-2, -1))
+    folded = folded.flatten(1, axes)
+    folded[:, folded.shape[1] // 2] += 0.5 * torch.eye(dim, dtype=folded.dtype, device=folded.device)
     return folded, 0.5 * torch.stack(list(phi_biases))
 
 

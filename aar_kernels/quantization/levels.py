@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ..schedule import ScaleSchedule
+from ..schedule import GridSchedule, ScaleSchedule
 
 METRICS = ("euclidean", "cosine")
 
@@ -23,12 +24,16 @@ class Levels:
     interpolates, and a quantizer without ``phi_weights`` has no convolution: plain residual quantization is
     ``Levels(ScaleSchedule((T,) * n), codebooks)``.
 
+    With a `GridSchedule` the input is ``[batch, latent, height, width]`` of the finest scale, averages are over both
+    axes, the interpolation is bicubic, and phi is a two-dimensional convolution (VAR, arXiv 2404.02905).
+
     Args:
         schedule: tokens per level.
         codebooks: ``[S, K, latent]``, or ``[1, K, latent]`` for one codebook that all levels share. There may be more
             than ``S`` of them: a schedule of fewer levels uses the first ones, and what was packed serves both.
         phi_weights, phi_biases: the distinct kernels of phi(u) = (u + conv1d(u)) / 2, each ``[latent, latent, k]``
-            with odd ``k`` and ``[latent]``. Zero padding of ``k // 2``.
+            with odd ``k`` and ``[latent]``. Zero padding of ``k // 2``. For grids ``[latent, latent, k, k]``. For a phi
+            of another ratio see `residual_phi`.
         phi_index: which of them each level uses; ``S`` numbers.
         metric: ``"euclidean"`` or ``"cosine"``: rows and codes are L2-normalised for the search alone; the code that
             is subtracted is the row of the codebook as it stands.
@@ -48,6 +53,10 @@ class Levels:
     @property
     def latent_dim(self) -> int:
         return self.codebooks.shape[2]
+
+    @property
+    def of_grids(self) -> bool:
+        return isinstance(self.schedule, GridSchedule)
 
     @cached_property
     def weights(self) -> list[Tensor]:
@@ -71,11 +80,12 @@ class Levels:
             list(self.schedule.lengths),
             list(self.phi_index),
             self.metric,
+            list(self.schedule.widths) if self.of_grids else [],
         )
 
     def _check(self) -> None:
         scales, latent = self.schedule.num_scales, self.codebooks.shape[-1]
-        shape = list(self.codebooks.shape)
+        shape, axes = list(self.codebooks.shape), 2 if self.of_grids else 1
         if len(shape) != 3 or 1 < shape[0] < scales or 0 in shape:
             raise ValueError(f"codebooks must be [{scales} or 1, codes, latent], got {shape}")
         if self.metric not in METRICS:
@@ -87,8 +97,10 @@ class Levels:
         if any(not 0 <= k < len(self.phi_weights) for k in self.phi_index):
             raise ValueError(f"phi_index {tuple(self.phi_index)} names kernels outside 0..{len(self.phi_weights) - 1}")
         for weight, bias in zip(self.phi_weights, self.phi_biases, strict=True):
-            if weight.dim() != 3 or weight.shape[:2] != (latent, latent) or weight.shape[2] % 2 == 0:
-                raise ValueError(f"a phi weight must be [{latent}, {latent}, odd], got {list(weight.shape)}")
+            width = weight.shape[-1] if weight.dim() else 0
+            if weight.shape != (latent, latent, *[width] * axes) or width % 2 == 0:
+                wanted = f"[{latent}, {latent}{', odd' * axes}]{' and square' * (axes - 1)}"
+                raise ValueError(f"a phi weight must be {wanted}, got {list(weight.shape)}")
             if bias.shape != (latent,):
                 raise ValueError(f"a phi bias must be [{latent}], got {list(bias.shape)}")
         for weight in self.weights:
@@ -158,6 +170,13 @@ class ProjectedLevels:
         if any(w.dtype != self.codebooks.dtype or not w.dtype.is_floating_point for w in self.weights):
             raise ValueError("codebooks and projections must share one floating dtype")
         return (*self.weights, list(self.strides), self.metric)
+
+
+def residual_phi(weight: Tensor, bias: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """The weight and bias for `Levels` of phi(u) = (1 - ratio) u + ratio conv(u), whose convolution has these."""
+    centre = torch.zeros_like(weight)
+    centre[(..., *(size // 2 for size in weight.shape[2:]))].diagonal().fill_(1 - 2 * ratio)
+    return 2 * ratio * weight + centre, 2 * ratio * bias
 
 
 def phi_sharing_index(num_kernels: int, num_scales: int) -> tuple[int, ...]:

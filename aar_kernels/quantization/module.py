@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..schedule import ScaleSchedule
+from ..schedule import GridSchedule, ScaleSchedule
 from . import api
 from .kmeans import kmeans, nearest
 from .levels import Levels, phi_sharing_index
@@ -60,6 +60,8 @@ class MultiScaleResidualQuantizer(nn.Module):
         frozen: bool = False,
     ):  # fmt: skip
         super().__init__()
+        if isinstance(schedule, GridSchedule):
+            raise ValueError("this module is for sequences; for grids use Levels and the functions on it")
         latent_dim = latent_dim or dim
         self.dim, self.latent_dim, self.schedule, self.metric = dim, latent_dim, schedule, metric
         self.straight_through, self.decay, self.epsilon = straight_through, decay, epsilon

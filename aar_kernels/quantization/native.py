@@ -54,60 +54,63 @@ class _Action(NamedTuple):
 
 _packed_codebooks: DerivedCache[list[Tensor]] = DerivedCache()
 _actions: DerivedCache[_Action] = DerivedCache()
+_folds: DerivedCache[_Action] = DerivedCache()
 _projected: DerivedCache[tuple[Tensor, ...]] = DerivedCache()
 
 
-def encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> Tensor:
+def encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths) -> Tensor:
     if codebooks.is_cuda:
         return native_cuda.encode(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
     packed, action = _packed(codebooks, metric), _action(codebooks, phi_weights, phi_biases, lengths, phi_index)
     return torch.ops.aar_native.msrq_encode(
-        x.contiguous(), _contiguous(mask), codebooks.contiguous(), lengths, metric == "cosine", packed, *action
+        x.contiguous(), _contiguous(mask), codebooks.contiguous(), lengths, widths, metric == "cosine", packed, *action
     )
 
 
-def decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+def decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, length) -> Tensor:
     if codebooks.is_cuda:
         return native_cuda.decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length)
     f_hat = codebooks.new_zeros(codes.shape[0], length, codebooks.shape[2])
-    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, (0, len(lengths)), f_hat)
+    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, widths, (0, len(lengths)), f_hat)
     return f_hat
 
 
-def decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+def decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, length) -> Tensor:
     if codebooks.is_cuda:
         return native_cuda.decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length)
     f_hat = codebooks.new_zeros(codes.shape[0], length, codebooks.shape[2])
     scales = f_hat.new_empty(len(lengths), *f_hat.shape)
-    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, (0, len(lengths)), f_hat, scales)
+    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, widths, (0, len(lengths)), f_hat, scales)
     return scales
 
 
-def next_scale_inputs(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length) -> Tensor:
+def next_scale_inputs(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, length) -> Tensor:
     if codebooks.is_cuda:
         arguments = codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length
         return native_cuda.next_scale_inputs(*arguments)
     f_hat = codebooks.new_zeros(codes.shape[0], length, codebooks.shape[2])
     inputs = f_hat.new_empty(codes.shape[0], sum(lengths[1:]), codebooks.shape[2])
     scales = (0, len(lengths))
-    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, None, inputs)
+    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, widths, scales, f_hat, None, inputs)
     return inputs
 
 
-def step(f_hat, codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scale) -> tuple[Tensor, Tensor]:
+def step(
+    f_hat, codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, scale
+) -> tuple[Tensor, Tensor]:
     if codebooks.is_cuda:
         return native_cuda.step(f_hat, codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scale)
     f_hat = f_hat.clone(memory_format=torch.contiguous_format)
     rows = lengths[scale + 1] if scale + 1 < len(lengths) else 0
     pooled = f_hat.new_empty(f_hat.shape[0], rows, f_hat.shape[2])
     scales = (scale, scale + 1)
-    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, None, pooled)
+    _decode(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, widths, scales, f_hat, None, pooled)
     return f_hat, pooled
 
 
 def quantize(
-    x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, samples, per_scale, want_statistics,
-    want_phi_grad,
+    x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, samples, per_scale,
+    want_statistics, want_phi_grad,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     # `per_scale` changes the gradient alone, which ops.py takes care of.
     cosine, codebooks, dim = metric == "cosine", codebooks.contiguous(), codebooks.shape[2]
@@ -165,12 +168,20 @@ def decode_projected(codes, codebooks, weight_in, bias_in, weight_out, bias_out,
 
 
 def _decode(
-    codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scales, f_hat, each=None, pooled=None
+    codes, codebooks, phi_weights, phi_biases, lengths, phi_index, widths, scales, f_hat, each=None, pooled=None
 ) -> None:
     """Add the codes of scales ``scales[0]`` to ``scales[1]`` to f_hat, and fill what else is given."""
-    action = _action(codebooks, phi_weights, phi_biases, lengths, phi_index)
+    if codes.is_floating_point():
+        # Rows are a codebook of their own, each of them one of its codes. It has no table, being used once.
+        batch, tokens, dim = codes.shape
+        codebooks = codes.reshape(1, -1, dim)
+        codes = torch.arange(batch * tokens, device=codes.device).view(batch, tokens)
+        phi = phi_weights, phi_biases, phi_index
+        action = _folds.get([*phi_weights, *phi_biases], lambda: _folded(*phi), *phi_index)
+    else:
+        action = _action(codebooks, phi_weights, phi_biases, lengths, phi_index)
     torch.ops.aar_native.msrq_decode(
-        codes.contiguous(), codebooks.contiguous(), lengths, *action, *scales, f_hat, each, pooled
+        codes.contiguous(), codebooks.contiguous(), lengths, widths, *action, *scales, f_hat, each, pooled
     )
 
 

@@ -53,6 +53,8 @@ def unsupported(problem) -> str | None:
         return "inference only on CUDA"
     if problem.operator in ("msrq_encode_projected", "msrq_decode_projected"):
         return "factorised quantizers run on the CPU alone"
+    if problem.needs:
+        return f"{' and '.join(problem.needs)} run on the CPU alone"
     if problem.dtype != torch.float32:
         return f"codebooks and phi must be float32, got {problem.dtype}"
     if problem.needs_grad:

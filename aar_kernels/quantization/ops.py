@@ -18,7 +18,10 @@ OPERATORS = (
 )  # fmt: skip
 dispatch.register(__package__, *(f"msrq_{name}" for name in OPERATORS))
 
-_LEVELS = "Tensor codebooks, Tensor[] phi_weights, Tensor[] phi_biases, int[] lengths, int[] phi_index, str metric"
+_LEVELS = (
+    "Tensor codebooks, Tensor[] phi_weights, Tensor[] phi_biases, int[] lengths, int[] phi_index, str metric, "
+    "int[] widths"
+)
 _PROJECTED = (
     "Tensor codebooks, Tensor weight_in, Tensor bias_in, Tensor weight_out, Tensor bias_out, int[] strides, str metric"
 )
@@ -60,34 +63,34 @@ def _fake(name: str):
 
 
 @_fake("encode")
-def _(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, backend):
+def _(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, backend):
     return x.new_empty(x.shape[0], sum(lengths), dtype=torch.int64)
 
 
 @_fake("decode")
-def _(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length, backend):
+def _(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, length, backend):
     return codebooks.new_empty(codes.shape[0], length, codebooks.shape[2])
 
 
 @_fake("decode_scales")
-def _(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length, backend):
+def _(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, length, backend):
     return codebooks.new_empty(len(lengths), codes.shape[0], length, codebooks.shape[2])
 
 
 @_fake("next_scale_inputs")
-def _(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length, backend):
+def _(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, length, backend):
     return codebooks.new_empty(codes.shape[0], sum(lengths[1:]), codebooks.shape[2])
 
 
 @_fake("step")
-def _(f_hat, codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scale, backend):
+def _(f_hat, codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, scale, backend):
     rows = lengths[scale + 1] if scale + 1 < len(lengths) else 0
     return f_hat.new_empty(f_hat.shape), f_hat.new_empty(f_hat.shape[0], rows, f_hat.shape[2])
 
 
 @_fake("quantize")
-def _(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, samples, per_scale, want_statistics,
-      want_phi_grad, backend):  # fmt: skip
+def _(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, samples, per_scale,
+      want_statistics, want_phi_grad, backend):  # fmt: skip
     books, size, dim = codebooks.shape
     numbers = books * size * (1 + dim * (1 if samples is None else 2)) if want_statistics else 0
     kernels = len(phi_weights) if want_phi_grad else 0
@@ -121,7 +124,7 @@ def _(codes, codebooks, weight_in, bias_in, weight_out, bias_out, strides, metri
 
 
 def _setup_context(ctx, inputs, output):
-    x, mask, codebooks, phi_weights, _, lengths, _, _, _, per_scale, *_ = inputs
+    x, mask, codebooks, phi_weights, _, lengths, _, _, _, _, per_scale, *_ = inputs
     quantized, codes, _, statistics, residual_sum, weight_grad, bias_grad = output
     ctx.mark_non_differentiable(codes, statistics, residual_sum, weight_grad, bias_grad)
     ctx.save_for_backward(residual_sum, weight_grad, bias_grad, mask)
@@ -143,8 +146,8 @@ def _backward(ctx, grad_quantized, _codes, grad_loss, *_):
         for k, width in enumerate(ctx.widths):
             margin = (weight_grad.shape[-1] - width) // 2
             weights[k] = grad_loss * weight_grad[k, :, :, margin : margin + width]
-    # An empty phi_index looks like a list of no tensors, which has a list of no gradients.
-    return grad_x, None, None, weights, biases, None, None if ctx.widths else [], *[None] * 6
+    # An empty list of numbers looks like a list of no tensors, which has a list of no gradients.
+    return grad_x, None, None, weights, biases, None, None if ctx.widths else [], None, [], *[None] * 5
 
 
 torch.library.register_autograd("aar_kernels::msrq_quantize", _backward, setup_context=_setup_context, lib=_library)

@@ -1,7 +1,9 @@
 """Multi-scale residual quantization in plain PyTorch: the definition that every backend is held to.
 
-Rows are vectors of ``latent`` channels: sequences are ``[batch, T, latent]`` here and in every backend. Differentiable
-by autograd, and in any floating dtype. Source: arXiv 2408.09027, section 3.1 and algorithm 1.
+Rows are vectors of ``latent`` channels: sequences are ``[batch, T, latent]`` here and in every backend. Where there
+are ``widths``, the rows of scale ``s`` are a grid of ``lengths[s] / widths[s]`` by ``widths[s]``, row by row, and T is
+that of the last scale. Differentiable by autograd, and in any floating dtype. Sources: arXiv 2408.09027, section 3.1
+and algorithm 1; grids: arXiv 2404.02905, algorithms 1 and 2.
 """
 
 from __future__ import annotations
@@ -38,6 +40,20 @@ def _pooled(mask: Tensor, n: int) -> Tensor:
     return area_down(mask[..., None], n)[..., 0]
 
 
+def down(rows: Tensor, s: int, lengths: Sequence[int], widths: Sequence[int], mask: Tensor | None = None) -> Tensor:
+    """Means of ``rows[B, T, D]`` for scale ``s``: ``[B, lengths[s], D]``. On a grid they are over both axes."""
+    if not widths:
+        return area_down(rows, lengths[s], mask)
+    if lengths[s] == lengths[-1] and widths[s] == widths[-1]:
+        return rows
+    return F.adaptive_avg_pool2d(_grid(rows, -1, lengths, widths), (lengths[s] // widths[s], widths[s])).flatten(2).mT
+
+
+def _grid(rows: Tensor, s: int, lengths: Sequence[int], widths: Sequence[int]) -> Tensor:
+    """``rows[B, n, D]`` of scale ``s`` as an image ``[B, D, height, width]``."""
+    return rows.mT.unflatten(2, (lengths[s] // widths[s], widths[s]))
+
+
 def linear_up(rows: Tensor, length: int) -> Tensor:
     """Linear interpolation of ``rows[B, n, D]`` to ``[B, length, D]``, ``align_corners=False``."""
     if rows.shape[1] == length:
@@ -48,6 +64,17 @@ def linear_up(rows: Tensor, length: int) -> Tensor:
 def phi(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """phi(u) = (u + conv1d(u)) / 2 along the sequence of ``rows[B, T, D]``."""
     return 0.5 * rows + 0.5 * F.conv1d(rows.mT, weight, bias, padding=weight.shape[-1] // 2).mT
+
+
+def grid_action(rows: Tensor, s: int, phi: tuple[Tensor, Tensor] | None, lengths, widths) -> Tensor:
+    """phi(up(rows)) on grids: bicubic interpolation of ``rows[B, lengths[s], D]`` to the finest grid
+    (``align_corners=False``, a = -0.75 as in PyTorch), and phi(u) = (u + conv2d(u)) / 2, zero-padded."""
+    image, size = _grid(rows, s, lengths, widths), (lengths[-1] // widths[-1], widths[-1])
+    if image.shape[2:] != size:
+        image = F.interpolate(image, size=size, mode="bicubic", align_corners=False)
+    if phi is not None:
+        image = 0.5 * image + 0.5 * F.conv2d(image, *phi, padding=phi[0].shape[-1] // 2)
+    return image.flatten(2).mT
 
 
 def search(rows: Tensor, codebook: Tensor, metric: str) -> Tensor:
@@ -61,85 +88,96 @@ def search(rows: Tensor, codebook: Tensor, metric: str) -> Tensor:
 
 def contribution(
     codes: Tensor, s: int, length: int, codebooks: Tensor, phi_weights: Sequence[Tensor],
-    phi_biases: Sequence[Tensor], phi_index: Sequence[int],
+    phi_biases: Sequence[Tensor], phi_index: Sequence[int], lengths: Sequence[int] = (), widths: Sequence[int] = (),
 ) -> Tensor:  # fmt: skip
-    """What scale ``s`` adds to the reconstruction: phi(up(E_s[codes])), ``[B, length, D]``. Code -1 is a zero row."""
-    book = codebooks[s if codebooks.shape[0] > 1 else 0]
-    torch._assert_async(((codes >= -1) & (codes < len(book))).all(), f"codes must be in [-1, {len(book)})")
-    rows = F.embedding(codes.clamp(min=0), book).masked_fill((codes < 0)[..., None], 0)
+    """What scale ``s`` adds to the reconstruction: phi(up(E_s[codes])), ``[B, length, D]``. Code -1 is a zero row.
+
+    Rows ``[B, n, D]`` may stand for the codes, here and in whatever else decodes: then they are those of the codebook.
+    """
+    rows = codes
+    if not codes.is_floating_point():
+        book = codebooks[s if codebooks.shape[0] > 1 else 0]
+        torch._assert_async(((codes >= -1) & (codes < len(book))).all(), f"codes must be in [-1, {len(book)})")
+        rows = F.embedding(codes.clamp(min=0), book).masked_fill((codes < 0)[..., None], 0)
+    weights = (phi_weights[phi_index[s]], phi_biases[phi_index[s]]) if phi_weights else None
+    if widths:
+        return grid_action(rows, s, weights, lengths, widths)
     rows = linear_up(rows, length)
-    if phi_weights:
-        rows = phi(rows, phi_weights[phi_index[s]], phi_biases[phi_index[s]])
-    return rows
+    return rows if weights is None else phi(rows, *weights)
 
 
 def encode(
     x: Tensor, mask: Tensor | None, codebooks: Tensor, phi_weights: Sequence[Tensor], phi_biases: Sequence[Tensor],
-    lengths: Sequence[int], phi_index: Sequence[int], metric: str,
+    lengths: Sequence[int], phi_index: Sequence[int], metric: str, widths: Sequence[int],
 ) -> Tensor:  # fmt: skip
     """``x[B, T, D]`` -> codes ``[B, sum(lengths)]`` int64.
 
     The code is -1, "no code", where ``mask[B, T]`` leaves a token no frame to see, and throughout an item that has a
     NaN or an Inf in it.
     """
-    levels = _residuals(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    levels = _residuals(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths)
     return torch.cat([codes for _, (_, codes), _ in levels], dim=1)
 
 
-def _residuals(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric) -> Iterator:
+def _residuals(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths) -> Iterator:
     """Per scale: its index, (downsampled rows, codes), (residual before, contribution)."""
     residual = x if mask is None else x.masked_fill(~mask[..., None], 0)
     broken = ~residual.detach().isfinite().flatten(1).all(dim=1)
     for s, n in enumerate(lengths):
-        rows = area_down(residual, n, mask)
+        rows = down(residual, s, lengths, widths, mask)
         codes = search(rows.detach(), codebooks[s if codebooks.shape[0] > 1 else 0].detach(), metric)
         codes = codes.masked_fill(broken[:, None], -1)
         if mask is not None:
             codes = codes.masked_fill(_pooled(mask.to(rows.dtype), n) == 0, -1)
-        h = contribution(codes, s, x.shape[1], codebooks, phi_weights, phi_biases, phi_index)
+        h = contribution(codes, s, x.shape[1], codebooks, phi_weights, phi_biases, phi_index, lengths, widths)
         if mask is not None:
             h = h.masked_fill(~mask[..., None], 0)
         yield s, (rows, codes), (residual, h)
         residual = residual - h.detach()
 
 
-def decode(codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length: int) -> Tensor:
+def decode(
+    codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, length: int
+) -> Tensor:
     """Codes ``[B, sum(lengths)]`` -> ``[B, length, D]``."""
     parts = codes.split(list(lengths), dim=1)
-    arguments = codebooks, phi_weights, phi_biases, phi_index
+    arguments = codebooks, phi_weights, phi_biases, phi_index, lengths, widths
     return sum(contribution(part, s, length, *arguments) for s, part in enumerate(parts))
 
 
-def decode_scales(codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length: int) -> Tensor:
+def decode_scales(
+    codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, length: int
+) -> Tensor:
     """The reconstruction after each scale: ``[S, B, length, D]``."""
     parts = codes.split(list(lengths), dim=1)
-    arguments = codebooks, phi_weights, phi_biases, phi_index
+    arguments = codebooks, phi_weights, phi_biases, phi_index, lengths, widths
     return torch.stack(list(accumulate(contribution(part, s, length, *arguments) for s, part in enumerate(parts))))
 
 
 def next_scale_inputs(
-    codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length: int
+    codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, length: int
 ) -> Tensor:
     """Teacher-forcing inputs: after each scale but the last, the reconstruction pooled to the next scale's length.
     ``[B, sum(lengths[1:]), D]``."""
-    scales = decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, length)
-    pooled = [area_down(f_hat, n) for f_hat, n in zip(scales, lengths[1:], strict=False)]
+    scales = decode_scales(codes, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, length)
+    pooled = [down(f_hat, s, lengths, widths) for s, f_hat in enumerate(scales[:-1], start=1)]
     return torch.cat(pooled, dim=1) if pooled else scales.new_empty(codes.shape[0], 0, scales.shape[-1])
 
 
 def step(
-    f_hat: Tensor, codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, scale: int
+    f_hat: Tensor, codes: Tensor, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, scale: int
 ) -> tuple[Tensor, Tensor]:
     """One sampling step: add scale's codes ``[B, lengths[scale]]`` to ``f_hat[B, T, D]`` and pool the sum to the next
     scale's length, ``[B, lengths[scale + 1], D]`` (no rows after the last scale)."""
-    f_hat = f_hat + contribution(codes, scale, f_hat.shape[1], codebooks, phi_weights, phi_biases, phi_index)
+    arguments = codebooks, phi_weights, phi_biases, phi_index, lengths, widths
+    f_hat = f_hat + contribution(codes, scale, f_hat.shape[1], *arguments)
     if scale + 1 == len(lengths):
         return f_hat, f_hat[:, :0]
-    return f_hat, area_down(f_hat, lengths[scale + 1])
+    return f_hat, down(f_hat, scale + 1, lengths, widths)
 
 
 def quantize(
-    x: Tensor, mask: Tensor | None, codebooks, phi_weights, phi_biases, lengths, phi_index, metric,
+    x: Tensor, mask: Tensor | None, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths,
     samples: Tensor | None, per_scale: bool, want_statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The training forward: quantized ``[B, T, D]``, codes, commitment loss, and the codebook statistics.
@@ -159,7 +197,7 @@ def quantize(
     x = x if mask is None else x.masked_fill(~mask[..., None], 0)
     count = valid.sum().clamp(min=1) * dim
     quantized, loss, codes = torch.zeros_like(x), x.new_zeros(()), []
-    levels = _residuals(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    levels = _residuals(x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths)
     for s, (rows, idx), (residual, h) in levels:
         codes.append(idx)
         square = (h - residual.detach()).square() + (h.detach() - residual).square()

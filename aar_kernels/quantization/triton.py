@@ -28,6 +28,8 @@ INT32_MAX = (1 << 31) - 1
 def unsupported(problem) -> str | None:
     if reason := wrong_device(problem):
         return reason
+    if problem.needs:
+        return f"codes of sequences only; {' and '.join(problem.needs)} run on the reference, and compiled on the CPU"
     if problem.dtype != torch.float32:
         return f"float32 codebooks only, got {problem.dtype}"
     if problem.needs_grad:
@@ -87,10 +89,10 @@ def step(f_hat, codes, *levels_and_scale) -> tuple[Tensor, Tensor]:
 
 @operator
 def quantize(
-    x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, samples, per_scale,
+    x, mask, codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths, samples, per_scale,
     want_statistics, want_phi_grad,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    levels = _Levels(codebooks, phi_weights, phi_biases, lengths, phi_index, metric)
+    levels = _Levels(codebooks, phi_weights, phi_biases, lengths, phi_index, metric, widths)
     batch, length, dim = x.shape
     codes = x.new_empty(batch, levels.tokens, dtype=torch.int64)
     rows = x.new_empty(batch, levels.tokens if want_statistics else max(lengths), dim)
@@ -131,6 +133,7 @@ class _Levels:
     lengths: Sequence[int]
     phi_index: Sequence[int]
     metric: str
+    widths: Sequence[int]  # none: `unsupported` refuses grids
 
     @property
     def scales(self) -> range:

@@ -13,6 +13,21 @@ aar::Shape shape_of(const Tensor& codebooks, const Ints& lengths, bool cosine) {
   return shape;
 }
 
+// `widths` is empty for sequences.
+aar::Shape shape_of(const Tensor& codebooks, const Ints& lengths, const Ints& widths, bool cosine, int64_t length,
+                    int64_t taps) {
+  aar::Shape shape = shape_of(codebooks, lengths, cosine);
+  if (widths.empty()) return shape;
+  shape.widths = widths.data();
+  STD_TORCH_CHECK(widths.size() == lengths.size() && length == lengths.back(), "aar_native: x must be the finest grid");
+  for (size_t s = 0; s < widths.size(); s++)
+    STD_TORCH_CHECK(widths[s] > 0 && lengths[s] % widths[s] == 0, "aar_native: no grid has such a width");
+  int64_t side = 1;
+  while (side * side < taps) side += 2;
+  STD_TORCH_CHECK(side * side == taps, "aar_native: phi must be square");
+  return shape;
+}
+
 aar::Packed packed_of(const aar::Shape& shape, const std::vector<Tensor>& packed) {
   const aar::PackedSizes sizes = aar::packed_sizes(shape);
   STD_TORCH_CHECK(packed.size() == 5 && packed[0].numel() == sizes.codes && packed[1].numel() == sizes.scale &&
@@ -67,13 +82,14 @@ Tensor msrq_table(Tensor codebook, Tensor folded, int64_t taps) {
   return table;
 }
 
-Tensor msrq_encode(Tensor x, MaybeTensor mask, Tensor codebooks, Ints lengths, bool cosine, std::vector<Tensor> packed,
-                   MaybeTensor table, Ints table_of, MaybeTensor folded, MaybeTensor bias, Ints kernel_of,
-                   int64_t taps) {
-  const aar::Shape shape = shape_of(codebooks, lengths, cosine);
-  const aar::Action action = action_of(shape, codebooks, table, table_of, folded, bias, kernel_of, taps);
-  STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
+Tensor msrq_encode(Tensor x, MaybeTensor mask, Tensor codebooks, Ints lengths, Ints widths, bool cosine,
+                   std::vector<Tensor> packed, MaybeTensor table, Ints table_of, MaybeTensor folded, MaybeTensor bias,
+                   Ints kernel_of, int64_t taps) {
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == codebooks.size(2) &&
+                      (!mask || (mask->numel() == x.size(0) * x.size(1) && widths.empty())),
                   "aar_native: x must be [batch, T >= 1, latent]");
+  const aar::Shape shape = shape_of(codebooks, lengths, widths, cosine, x.size(1), taps);
+  const aar::Action action = action_of(shape, codebooks, table, table_of, folded, bias, kernel_of, taps);
   Tensor out = make(x, {x.size(0), sum(lengths)}, ScalarType::Long);
   aar::msrq_kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), x.size(0), x.size(1),
                         longs(out), nullptr, nullptr, pool());
@@ -171,12 +187,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> msrq_quantize
 }
 
 // Adds the codes of scales [first, last) to f_hat in place; fills `scales` and `next` where they have room.
-void msrq_decode(Tensor codes, Tensor codebooks, Ints lengths, MaybeTensor table, Ints table_of, MaybeTensor folded,
-                 MaybeTensor bias, Ints kernel_of, int64_t taps, int64_t first, int64_t last, Tensor f_hat,
-                 MaybeTensor scales, MaybeTensor next) {
-  const aar::Shape shape = shape_of(codebooks, lengths, false);
-  const aar::Action action = action_of(shape, codebooks, table, table_of, folded, bias, kernel_of, taps);
+void msrq_decode(Tensor codes, Tensor codebooks, Ints lengths, Ints widths, MaybeTensor table, Ints table_of,
+                 MaybeTensor folded, MaybeTensor bias, Ints kernel_of, int64_t taps, int64_t first, int64_t last,
+                 Tensor f_hat, MaybeTensor scales, MaybeTensor next) {
   STD_TORCH_CHECK(f_hat.dim() == 3 && f_hat.size(1) > 0, "aar_native: f_hat must be [batch, T >= 1, latent]");
+  const aar::Shape shape = shape_of(codebooks, lengths, widths, false, f_hat.size(1), taps);
+  const aar::Action action = action_of(shape, codebooks, table, table_of, folded, bias, kernel_of, taps);
   STD_TORCH_CHECK(first >= 0 && first <= last && last <= shape.scales, "aar_native: no such scales");
   const int64_t batch = codes.size(0), length = f_hat.size(1);
   int64_t tokens = 0, pooled = 0;
@@ -215,8 +231,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
   m.def("msrq_pack(Tensor codebooks, bool cosine) -> Tensor[]");
   m.def("msrq_table(Tensor codebook, Tensor folded, int taps) -> Tensor");
   m.def(
-      "msrq_encode(Tensor x, Tensor? mask, Tensor codebooks, int[] lengths, bool cosine, Tensor[] packed, Tensor? "
-      "table, int[] table_of, Tensor? folded, Tensor? bias, int[] kernel_of, int taps) -> Tensor");
+      "msrq_encode(Tensor x, Tensor? mask, Tensor codebooks, int[] lengths, int[] widths, bool cosine, Tensor[] packed, "
+      "Tensor? table, int[] table_of, Tensor? folded, Tensor? bias, int[] kernel_of, int taps) -> Tensor");
   m.def(
       "msrq_encode_projected(Tensor state, Tensor codebooks, int[] lengths, bool cosine, Tensor[] packed, Tensor table) "
       "-> (Tensor, Tensor)");
@@ -227,8 +243,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
       "folded, Tensor? bias, int[] kernel_of, int taps, Tensor? samples, bool want_statistics, bool want_phi_grad) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "msrq_decode(Tensor codes, Tensor codebooks, int[] lengths, Tensor? table, int[] table_of, Tensor? folded, "
-      "Tensor? bias, int[] kernel_of, int taps, int first, int last, Tensor(a!) f_hat, Tensor(b!)? scales, "
+      "msrq_decode(Tensor codes, Tensor codebooks, int[] lengths, int[] widths, Tensor? table, int[] table_of, Tensor? "
+      "folded, Tensor? bias, int[] kernel_of, int taps, int first, int last, Tensor(a!) f_hat, Tensor(b!)? scales, "
       "Tensor(c!)? next) -> ()");
   m.def(
       "msrq_update(Tensor(a!) codebooks, Tensor(b!) cluster_size, Tensor(c!) embed_avg, Tensor statistics, float decay, "

@@ -3,8 +3,8 @@
 #pragma once
 #include "aar/msrq.h"
 #include "gemm.h"
+#include "grid.h"
 #include "project.h"
-#include "resample.h"
 #include "search.h"
 
 namespace aar {
@@ -161,7 +161,8 @@ class Encoder {
       : shape_(shape), packed_(packed), action_(action), length_(length), channels_(channels(shape)),
         size_(length * channels_), longest_(longest(shape)), residual_(items * size_),
         pooled_(items * longest_ * shape.dim),
-        idx_(items * longest_), seen_(items * (length + 1)), broken_(items), at_(length),
+        idx_(items * longest_), seen_(items * (length + 1)), broken_(items),
+        resampler_(shape, action.taps, length, team.threads),
         rows_(shape, action, items * longest_), team_(team), scratch_(shape, team.threads),
         gradient_(with_gradient ? rows_.most_distinct() * action.taps * shape.dim : 0),
         panel_(rows_.most_distinct() * kTileColumns), column_(shape.dim) {}
@@ -172,7 +173,7 @@ class Encoder {
     for (int64_t b = 0; b < items; b++) start(x + (first + b) * size_, mask, first + b, b);
     for (int64_t s = 0, offset = 0; s < shape_.scales; offset += shape_.lengths[s++]) {
       const int64_t n = shape_.lengths[s];
-      positions(n, length_, shape_.repeat, at_);
+      resampler_.plan(s);
       // In training the rows of a code are computed once for the whole block. At inference they come from a table, and
       // only so many items are searched before their codes act that the rows fetched meanwhile stay in the cache.
       const int64_t group = training != nullptr ? items : (kFetched + n - 1) / n;
@@ -192,10 +193,10 @@ class Encoder {
         }
         if (training == nullptr && rest == nullptr && s + 1 == shape_.scales) continue;
         rows_.find(s, idx_, (to - from) * n);
-        divide(length_, [&](int64_t begin, int64_t end, int64_t) {
+        divide(length_, [&](int64_t begin, int64_t end, int64_t worker) {
           for (int64_t b = from; b < to; b++)
-            act(rows_.pointers + (b - from) * n, at_, action_.taps, length_, channels_, bias_of(shape_, action_, s),
-                -1.0f, residual_ + b * size_, begin, end);
+            resampler_.act(rows_.pointers + (b - from) * n, channels_, bias_of(shape_, action_, s), -1.0f,
+                           residual_ + b * size_, begin, end, worker);
         });
         for (int64_t b = from; mask != nullptr && b < to; b++)
           clear_masked(mask + (first + b) * length_, residual_ + b * size_);
@@ -222,8 +223,8 @@ class Encoder {
     for (int64_t i = begin; i < end;) {
       const int64_t item = i / n, last = (item + 1) * n < end ? (item + 1) * n : end, b = from + item;
       const float* own = residual_ + b * size_ + (channels_ > dim ? s * dim : 0);
-      pool(own, channels_, length_, dim, n, masked ? seen_ + b * (length_ + 1) : nullptr, pooled + item * n * dim,
-           i - item * n, last - item * n);
+      resampler_.pool(s, own, channels_, dim, masked ? seen_ + b * (length_ + 1) : nullptr, pooled + item * n * dim,
+                      i - item * n, last - item * n);
       i = last;
     }
     search(pooled + begin * dim, end - begin, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, worker,
@@ -268,7 +269,7 @@ class Encoder {
     if (training.folded_grad == nullptr) return;
     std::memset(gradient_, 0, sizeof(float) * rows_.distinct * wide);
     for (int64_t b = 0; b < items; b++)
-      act_adjoint(residual_ + b * size_, at_, action_.taps, length_, dim, rows_.slots + b * n, gradient_);
+      act_adjoint(residual_ + b * size_, resampler_.at(), action_.taps, length_, dim, rows_.slots + b * n, gradient_);
     const int64_t kernel = thread * action_.kernels + action_.kernel_of[s];
     gemm_accumulate(wide, dim, rows_.distinct, gradient_, 1, wide, rows_.codes(),
                     training.folded_grad + kernel * wide * dim, panel_);
@@ -297,7 +298,7 @@ class Encoder {
   Buffer<int64_t> idx_;
   Buffer<int32_t> seen_;
   Buffer<bool> broken_;
-  Buffer<Position> at_;
+  Resampler resampler_;
   Rows rows_;
   const ThreadPool& team_;
   SearchScratch scratch_;
@@ -338,21 +339,21 @@ inline bool decode(const Shape& shape, const Action& action, const int64_t* code
   const int64_t parts = whole ? 1 : pool.threads;
   parallel(pool, batch * parts, [&](int64_t begin, int64_t end) {
     Rows rows(shape, action, longest(shape));
-    Buffer<Position> at(length);
+    Resampler resampler(shape, action.taps, length, 1);
     for (int64_t s = first, offset = 0, next_offset = 0; s < last; offset += shape.lengths[s++]) {
       const int64_t n = shape.lengths[s], n_next = s + 1 < shape.scales ? shape.lengths[s + 1] : 0;
-      positions(n, length, shape.repeat, at);
+      resampler.plan(s);
       for (int64_t task = begin; task < end; task++) {
         const int64_t b = task / parts, from = length * (task % parts) / parts, to = length * (task % parts + 1) / parts;
         float* f = f_hat + b * size;
         rows.find(s, codes + b * tokens + offset, n);
         if (parts == 1 && b + 1 < end) rows.fetch(s, codes + (b + 1) * tokens + offset, n);
-        act(rows.pointers, at, action.taps, length, dim, bias_of(shape, action, s), 1.0f, f, from, to);
+        resampler.act(rows.pointers, dim, bias_of(shape, action, s), 1.0f, f, from, to, 0);
         if (scales_out != nullptr)
           std::memcpy(scales_out + ((s - first) * batch + b) * size + from * dim, f + from * dim,
                       sizeof(float) * (to - from) * dim);
         if (next_out != nullptr && n_next > 0)
-          aar::AAR_ISA::pool(f, dim, length, dim, n_next, nullptr, next_out + b * next_stride + next_offset, 0, n_next);
+          resampler.pool(s + 1, f, dim, dim, nullptr, next_out + b * next_stride + next_offset, 0, n_next);
       }
       next_offset += n_next * dim;
     }

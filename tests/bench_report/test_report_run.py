@@ -8,7 +8,7 @@ import torch
 from report_rows import Page
 
 from aar_kernels.bench import __main__ as command
-from aar_kernels.bench import attention, linear, modulation, quantization, run, sampling, shapes
+from aar_kernels.bench import attention, grids, linear, modulation, quantization, run, sampling, shapes
 from aar_kernels.bench.measure import Case
 
 SMALL = ["--shapes", "small", "--threads", "1", "--seconds", "0", "--no-compile"]
@@ -177,3 +177,15 @@ def test_names_of_shapes_say_what_is_unusual():
     assert base.name == "batch 8, latent 64"
     assert quantization.Sizes(batch=2, codes=4096).name == "batch 2, latent 64, codes 4096"
     assert shapes.others(quantization.Sizes(scales=4), base) == ", scales 4"
+
+
+def test_grids_refuse_a_wrong_answer():
+    options = Namespace(batch=[2], no_compile=True, shapes="small")
+    cases = list(grids.cases(options))
+    assert [case.name for case in cases] == ["VAR encode", "VAR decode", "VAR next scale inputs"]
+    for case in cases:
+        assert list(case.variants) == ["ours", "eager"]
+        assert case.check() == ""
+        right = case.variants["ours"]
+        case.variants["ours"] = lambda right=right: right() + 1
+        assert case.check().startswith("ours: ")

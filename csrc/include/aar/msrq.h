@@ -23,6 +23,9 @@ struct Shape {
   bool cosine = false;
   int64_t channels = 0;  // of the residual: books * dim where each level has channels of its own; 0: dim
   bool repeat = false;   // codes act on the frames they were pooled from, lengths[s] dividing T; not interpolated
+  // [scales], or null: scale s is a grid of lengths[s] / widths[s] by widths[s] cells, row by row, and T is the last one's.
+  // Pooling is over both axes, the interpolation bicubic, and phi square: its `taps` stand row by row.
+  const int64_t* widths = nullptr;
 };
 
 // Codebooks in the form the search reads. A code is screened by an exact integer dot product of 16-bit roundings, and
