@@ -91,7 +91,7 @@ Layer = Conv | ConvTranspose | Residual
 
 
 class Fields(NamedTuple):
-    """A layer without its weights, as operators take it: 11 numbers (csrc/bindings/torch_seanet.cpp)."""
+    """A layer without its weights, as operators take it: 12 numbers (csrc/bindings/torch_seanet.cpp)."""
 
     kind: int
     inputs: int
@@ -104,6 +104,7 @@ class Fields(NamedTuple):
     reflect: int
     elu: int
     shortcut: int
+    odd: int = 0  # whether an odd number of steps of the first product came before
 
     @property
     def taps(self) -> int:

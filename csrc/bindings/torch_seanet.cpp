@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr size_t kFields = 11;  // of a layer, as aar_kernels/seanet/layers.py lists them
+constexpr size_t kFields = 12;  // of a layer, as aar_kernels/seanet/layers.py lists them
 
 std::vector<aar::SeanetLayer> layers_of(const Ints& fields, const Tensor& weights) {
   STD_TORCH_CHECK(!fields.empty() && fields.size() % kFields == 0, "aar_native: layers of another form");
@@ -15,7 +15,7 @@ std::vector<aar::SeanetLayer> layers_of(const Ints& fields, const Tensor& weight
   for (size_t i = 0; i < fields.size(); i += kFields) {
     const int64_t* f = &fields[i];
     aar::SeanetLayer layer{aar::SeanetKind(f[0]), f[1], f[2], f[3], f[4], f[5], f[6], aar::SeanetPadding(f[7]),
-                           f[8] != 0, f[9] != 0, f[10] != 0, nullptr, nullptr};
+                           f[8] != 0, f[9] != 0, f[10] != 0, f[11] != 0, nullptr, nullptr};
     const bool residual = layer.kind == aar::SeanetKind::residual;
     const int64_t taps = (layer.kernel - 1) * layer.dilation + 1;
     STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 2 && f[7] >= 0 && f[7] <= 2 && layer.in > 0 && layer.out > 0 &&

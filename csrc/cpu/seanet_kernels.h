@@ -176,12 +176,12 @@ class Stack {
     const bool elu_of_next = i + 1 < count_ && wants_elu(layers_[i + 1]);
     const int64_t stride = geometry(layer).stride, first = transposed ? begin * layer.stride - trim(layer) : begin;
     const float* x = signals_[i]->padded(begin * stride);
-    const Product product{layer.first, layer.first_K(), layer.first_N()};
+    const Product product{layer.first, layer.first_K(), layer.first_N(), layer.tap()};
     const Target to{signals_[i + 1]->at(first), transposed ? product.N : layer.out, false, elu_of_next};
     if (layer.kind == SeanetKind::residual)
       residual(layer, x, end - begin, to);
     else
-      sliding_product(end - begin, rows(layer, x, stride * layer.in), product, to, pool_);
+      sliding_product(end - begin, rows(layer, x, stride * layer.in), product, to, pool_, (begin + layer.odd) % 2 != 0);
   }
 
   static SlidingRows rows(const SeanetLayer& layer, const float* a, int64_t row) {

@@ -57,6 +57,21 @@ def make_layers(seed: int) -> list:
     return layers
 
 
+def make_wide_layers(seed: int, causal: bool = False) -> list:
+    """Layers so wide that steps are computed in pairs: two taps and more, even and odd numbers of them."""
+    chance = random.Random(seed)
+    torch.manual_seed(seed)
+    channels, layers = 64, []
+    for taps in chance.sample((2, 2, 3, 4, 7), 3):
+        stride, outputs, transposed = chance.choice((1, 2, 3)), chance.choice((64, 80, 96)), chance.random() < 0.5
+        shape = (channels, outputs) if transposed else (outputs, channels)
+        weight = torch.randn(*shape, taps * stride) / (channels * taps * (1 if transposed else stride)) ** 0.5
+        make = ConvTranspose if transposed else Conv
+        layers.append(make(weight, torch.randn(outputs), stride, causal=causal, elu=chance.random() < 0.5))
+        channels = outputs
+    return layers
+
+
 def make_input(seed: int, channels: int, length: int | None = None) -> Tensor:
     chance = random.Random(seed + 1)
     length = chance.choice(LENGTHS) if length is None else length

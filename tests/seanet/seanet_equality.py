@@ -6,7 +6,7 @@
 import sys
 
 import torch
-from seanet_cases import check_lstm, check_stack, inputs_of, make_input, make_layers
+from seanet_cases import check_lstm, check_stack, inputs_of, make_input, make_layers, make_wide_layers
 
 from aar_kernels import dispatch
 
@@ -18,6 +18,8 @@ assert report.endswith(f"active={sys.argv[1]}"), report
 for seed in range(int(sys.argv[2])):
     layers = make_layers(seed)
     check_stack(layers, make_input(seed, inputs_of(layers)), "native")
+for seed in range(3):
+    check_stack(make_wide_layers(seed), make_input(seed, 64, 51), "native")
 for channels in (1, 5, 16, 33):
     for batch in (1, 2, 7, 13):
         check_lstm(batch, channels, 2, torch.randn(batch, channels, 70), "native")

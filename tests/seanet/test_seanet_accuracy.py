@@ -18,6 +18,7 @@ from seanet_cases import (
     make_lstm,
     make_residual,
     make_transposed,
+    make_wide_layers,
 )
 from torch import nn
 
@@ -59,10 +60,25 @@ def test_sums_longer_than_a_chain(fast, channels):
     check_stack(layers, torch.randn(1, inputs, 203), fast)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 14, 97, 260])
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_in_pairs(fast, seed, length):
+    """Blocks that begin and end inside a pair change nothing."""
+    check_stack(make_wide_layers(seed), make_input(seed, 64, length), fast)
+
+
+def test_pairs_of_long_sums(fast):
+    """The latents' convolution in its published size, and half of it: many chains of each of seven taps."""
+    torch.manual_seed(0)
+    layers = [Conv(torch.randn(512, 256, 7) / 42, torch.randn(512), elu=True), Conv(torch.randn(256, 512, 7) / 60)]
+    check_stack(layers, torch.randn(1, 256, 75), fast, blocks=(7,))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_threads_and_batch_change_nothing(fast, threads, batch):
-    layers = make_layers(5)
+@pytest.mark.parametrize("make", [make_layers, make_wide_layers])
+def test_threads_and_batch_change_nothing(fast, make, threads, batch):
+    layers = make(5)
     x = torch.randn(7, inputs_of(layers), 500, generator=torch.Generator().manual_seed(0))
     description, _ = make_lstm(0, 40, 2)
     y = torch.randn(7, 40, 50, generator=torch.Generator().manual_seed(1))

@@ -13,6 +13,7 @@
 namespace aar {
 
 constexpr int64_t kSeanetPanel = 16;
+constexpr int64_t kSeanetPairedWidth = 64;  // of a tap's input and of the output, from which computing pairs pays
 
 enum class SeanetKind { conv, transposed, residual };
 // What a layer adds to its input: on both sides, before it, or nothing, where the input begins with what came before.
@@ -28,9 +29,17 @@ struct SeanetLayer {
   bool reflect;          // the signal reflected, or zeros
   bool elu;              // of the input, before a conv or transposed
   bool shortcut;         // of a residual: a convolution, or the identity
+  bool odd;              // an odd number of steps of the first product came before (see `tap`)
   const float *first, *second;
 
   int64_t taps() const { return kind == SeanetKind::transposed ? (kernel + stride - 1) / stride : kernel; }
+  // Floats that a tap reads where two steps of the product are computed together, by fewer multiplications; else 0. What
+  // a step gives depends on its number being odd, by rounding.
+  int64_t tap() const {
+    const int64_t width = kind == SeanetKind::transposed ? in : stride * in;
+    const bool pays = width >= kSeanetPairedWidth && first_N() >= kSeanetPairedWidth && first_N() % kSeanetPanel == 0;
+    return kind != SeanetKind::residual && dilation == 1 && pays && first_K() % width == 0 && first_K() > width ? width : 0;
+  }
   int64_t first_K() const { return taps() * in; }
   int64_t first_N() const {
     return kind == SeanetKind::residual ? hidden : kind == SeanetKind::transposed ? stride * out : out;
