@@ -104,7 +104,7 @@ class Fields(NamedTuple):
     reflect: int
     elu: int
     shortcut: int
-    odd: int = 0  # whether an odd number of steps of the first product came before
+    odd: int = 0  # whether the first step is the second of a pair that kernels compute together
 
     @property
     def taps(self) -> int:
@@ -183,6 +183,9 @@ def split_fields(numbers: Sequence[int]) -> list[Fields]:
 def pack(layers: Sequence[Layer], *, dtype: torch.dtype = torch.float32) -> PackedStack:
     """Copy the weights of layers that follow each other. Later changes of them do not reach the copy.
 
+    Args:
+        dtype: of the copy. torch.bfloat16 halves what is read for each weight; signals and sums stay fp32.
+
     Raises:
         ValueError: no layers, shapes that do not fit, or options that no layer has.
     """
@@ -199,7 +202,7 @@ def pack(layers: Sequence[Layer], *, dtype: torch.dtype = torch.float32) -> Pack
 
 
 def pack_lstm(lstm: LSTM, *, dtype: torch.dtype = torch.float32) -> PackedLSTM:
-    """Copy the weights of an LSTM.
+    """Copy the weights of an LSTM, in ``dtype`` as `pack` does.
 
     Raises:
         ValueError: no layers, or shapes that do not fit.
@@ -212,9 +215,9 @@ def pack_lstm(lstm: LSTM, *, dtype: torch.dtype = torch.float32) -> PackedLSTM:
         shapes = [tuple(tensor.shape) for tensor in tensors]
         if channels < 1 or shapes != [(4 * channels, channels)] * 2 + [(4 * channels,)] * 2:
             raise ValueError(f"an LSTM layer has [4 C, C] twice and [4 C] twice, got {shapes}")
-        w_ih, w_hh, b_ih, b_hh = (tensor.detach().to(dtype) for tensor in tensors)
+        w_ih, w_hh, b_ih, b_hh = (tensor.detach() for tensor in tensors)
         bias = b_ih + b_hh
-        layers.append(torch.stack([_gates(w_ih, bias), _gates(w_hh, torch.zeros_like(bias))]))
+        layers.append(torch.stack([_gates(w_ih, bias), _gates(w_hh, torch.zeros_like(bias))]).to(dtype))
     return PackedLSTM(torch.stack(layers), channels, lstm.skip)
 
 

@@ -18,8 +18,9 @@ inline void subtract(int64_t rows, const float* a, const float* b, int64_t step,
 
 // Panels [p0, p1) of pairs of rows, of which a.data and to.data are the first: `firsts` and `seconds` of them are wanted,
 // equally many or one more of either; a pair that lacks its first is the only one.
-inline void pairs_of_rows(int64_t firsts, int64_t seconds, const SlidingRows& a, const Product& b, int64_t p0, int64_t p1,
-                          const Target& to) {
+template <class W>
+void pairs_of_rows(int64_t firsts, int64_t seconds, const SlidingRows& a, const Product<W>& b, int64_t p0,
+                   int64_t p1, const Target& to) {
   const int64_t both = std::min(firsts, seconds), pairs = std::max(firsts, seconds), end = std::min(p1 * kColumns, b.N);
   const auto for_tiles = [&](int64_t rows, const auto& f) {
     for (int64_t n = p0 * kColumns, width; n < end; n += width) {
@@ -47,8 +48,8 @@ inline void pairs_of_rows(int64_t firsts, int64_t seconds, const SlidingRows& a,
       subtract(seconds, x2, x1, row, depth, after);
       for_tiles(pairs, [&](int64_t n, int64_t columns) {
         float *y0 = to.data + n, *y1 = y0 + to.row;
-        const Weights w0 = b.weights(n, k, depth, false), w1 = b.weights(n, k + b.tap, depth, false);
-        const Weights sum = b.weights(n, k, depth, last, b.tap);
+        const auto w0 = b.weights(n, k, depth, false), w1 = b.weights(n, k + b.tap, depth, false);
+        const auto sum = b.weights(n, k, depth, last, b.tap);
         sliding_block<true>(both, x1, row, sum, columns, {y0, out_row, add, false, to.row});
         if (pairs > both)
           sliding_block<true>(1, x1 + both * row, row, sum, columns,
@@ -60,8 +61,9 @@ inline void pairs_of_rows(int64_t firsts, int64_t seconds, const SlidingRows& a,
 }
 
 // Panels [p0, p1) of `rows` rows, of which the first, with `odd`, is the second of its pair.
-inline void paired_panels(int64_t rows, bool odd, const SlidingRows& a, const Product& b, int64_t p0, int64_t p1,
-                          const Target& to) {
+template <class W>
+void paired_panels(int64_t rows, bool odd, const SlidingRows& a, const Product<W>& b, int64_t p0, int64_t p1,
+                   const Target& to) {
   if (rows == 1 && p1 - p0 > kAlonePanels) {  // each panel is read from end to end
     paired_panels(rows, odd, a, b, p0, p0 + kAlonePanels, to);
     return paired_panels(rows, odd, a, b, p0 + kAlonePanels, p1, to);

@@ -7,8 +7,8 @@ namespace aar {
 namespace AAR_ISA {
 
 // Panels [p0, p1) of `rows` rows: of a single row some panels at a time, so that each is read from end to end.
-inline void sliding_panels(int64_t rows, const SlidingRows& a, const Product& b, int64_t p0, int64_t p1,
-                           const Target& to) {
+template <class W>
+void sliding_panels(int64_t rows, const SlidingRows& a, const Product<W>& b, int64_t p0, int64_t p1, const Target& to) {
   if (rows == 1 && p1 - p0 > kAlonePanels) {
     sliding_panels(rows, a, b, p0, p0 + kAlonePanels, to);
     return sliding_panels(rows, a, b, p0 + kAlonePanels, p1, to);
@@ -23,24 +23,43 @@ inline void sliding_panels(int64_t rows, const SlidingRows& a, const Product& b,
   }
 }
 
+// Row i of kLanes rows x, times a column of K weights, is lane i of the result.
+__attribute__((noinline)) inline Floats sliding_dot(const float* const (&x)[kLanes], const SlidingRows& a,
+                                                    const float* weight, int64_t K) {
+  Floats sums[kLanes];
+  AAR_UNROLL for (Floats& sum : sums) sum = splat(0.0f);
+  for (int64_t begin = 0; begin < K; begin += a.run, weight += a.run) {
+    const int64_t at = begin / a.run * a.run_step;
+    int64_t k = 0;
+    for (; k + kLanes <= a.run; k += kLanes) {
+      const Floats w = load(weight + k);
+      AAR_UNROLL for (int i = 0; i < kLanes; i++) sums[i] = fma(load(x[i] + at + k), w, sums[i]);
+    }
+    if (k == a.run) continue;
+    const Floats w = load_part(weight + k, a.run - k);
+    for (int i = 0; i < kLanes; i++) sums[i] = fma(load_part(x[i] + at + k, a.run - k), w, sums[i]);
+  }
+  transpose(sums);
+  Floats total = sums[0];
+  for (int i = 1; i < kLanes; i++) total += sums[i];
+  return total;
+}
+
 // One or two columns: each sum is taken along K, instead of along columns that are not there.
-inline void sliding_dots(int64_t rows, const SlidingRows& a, const Product& b, const Target& to) {
-  const int64_t room = (b.K + kLanes - 1) / kLanes * kLanes;
-  Buffer<float> weight(room);
+template <class W>
+void sliding_dots(int64_t rows, const SlidingRows& a, const Product<W>& b, const Target& to) {
+  Buffer<float> weight(b.K);
   for (int64_t n = 0; n < b.N; n++) {
-    for (int64_t k = 0; k < b.K; k++) weight[k] = b.data[k * kColumns + n];
-    for (int64_t r = 0; r < rows; r++) {
-      Floats sums[2] = {splat(0.0f), splat(0.0f)};
-      for (int64_t begin = 0; begin < b.K; begin += a.run) {
-        const float *x = a.data + r * a.row + begin / a.run * a.run_step, *w = weight + begin;
-        int64_t k = 0;
-        for (; k + 2 * kLanes <= a.run; k += 2 * kLanes)
-          for (int i = 0; i < 2; i++) sums[i] = fma(load(x + k + i * kLanes), load(w + k + i * kLanes), sums[i]);
-        for (int i = 0; k < a.run; k += kLanes, i++)
-          sums[i] = fma(load_part(x + k, a.run - k), load_part(w + k, a.run - k), sums[i]);
+    for (int64_t k = 0; k < b.K; k++) weight[k] = widen(b.data[k * kColumns + n]);
+    const Floats bias = splat(widen(b.data[b.K * kColumns + n]));
+    for (int64_t begin = 0; begin < rows; begin += kLanes) {
+      const float* x[kLanes];
+      for (int64_t i = 0; i < kLanes; i++) x[i] = a.from(std::min(begin + i, rows - 1)).data;
+      const Floats sums = sliding_dot(x, a, weight, b.K) + bias;
+      for (int64_t r = begin; r < std::min(begin + kLanes, rows); r++) {
+        float& out = to.at(r)[n];
+        out = sums[r - begin] + (to.add ? out : 0.0f);
       }
-      float& out = to.at(r)[n];
-      out = sum_lanes(sums[0] + sums[1]) + b.data[b.K * kColumns + n] + (to.add ? out : 0.0f);
     }
   }
   if (to.elu)
@@ -49,8 +68,9 @@ inline void sliding_dots(int64_t rows, const SlidingRows& a, const Product& b, c
 
 // The whole product by all threads: blocks of rows, and where these are few, groups of pairs of panels. With `odd` the
 // first row is the second of a pair.
-inline void sliding_product(int64_t rows, const SlidingRows& a, const Product& b, const Target& to,
-                            const ThreadPool& pool = {}, bool odd = false) {
+template <class W>
+void sliding_product(int64_t rows, const SlidingRows& a, const Product<W>& b, const Target& to,
+                     const ThreadPool& pool = {}, bool odd = false) {
   const int64_t row_pairs = (rows + odd + 1) / 2, blocks = (rows + kSlidingRows - 1) / kSlidingRows;
   const int64_t pairs = (b.panels() + 1) / 2;
   const int64_t groups = blocks >= 2 * pool.threads ? 1 : std::min<int64_t>(pool.threads, pairs);
@@ -69,6 +89,8 @@ inline void sliding_product(int64_t rows, const SlidingRows& a, const Product& b
     }
   });
 }
+
+#undef AAR_UNROLL
 
 }  // namespace AAR_ISA
 }  // namespace aar

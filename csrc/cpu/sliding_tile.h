@@ -4,7 +4,7 @@
 
 #include "aar/seanet.h"
 #include "elu.h"
-#include "simd.h"
+#include "storage.h"
 
 namespace aar {
 namespace AAR_ISA {
@@ -13,7 +13,7 @@ constexpr int64_t kColumns = kSeanetPanel;
 // Steps of K that are summed up in registers, before rounding errors add up; a block of a panel is then 8 KB.
 constexpr int64_t kSlidingDepth = 128;
 constexpr int64_t kSlidingRows = 96;   // that share a block of a panel in the first-level cache
-constexpr int64_t kSlidingAhead = 16;  // rows of a panel, fetched ahead where each is read once
+constexpr int64_t kSlidingAhead = 1024;  // bytes of a panel, fetched ahead where each is read once
 constexpr int kWide = kLanes * 2 < kColumns ? kColumns / kLanes : 2;  // vectors of a tile: whole panels, two at least
 constexpr int kNarrow = kWide / 2;                                    // for what is left of the columns
 constexpr int kWideRows = kRegisters == 32 ? 12 : kWide == 2 ? 6 : 3;
@@ -23,22 +23,24 @@ constexpr int kNarrowRows = kRegisters == 32 ? 16 : 2 * kWideRows;
 
 // `depth` rows of a panel; the next panel is `next` behind. A tile of sums takes each row plus the one `partner` behind
 // it. The bias may be null.
+template <class W>
 struct Weights {
-  const float* panel;
+  const W* panel;
   int64_t next, depth, partner;
-  const float* bias;
+  const W* bias;
 };
 
 // B of a product, in panels as in seanet.h. Where `tap` is not 0, it is a convolution whose taps read that many floats,
 // one row of A apart, and rows are computed in pairs (fast_fir.h).
+template <class W>
 struct Product {
-  const float* data;
+  const W* data;
   int64_t K, N, tap = 0;
   int64_t panel() const { return (K + 1) * kColumns; }
   int64_t panels() const { return (N + kColumns - 1) / kColumns; }
   // Rows [k, k + depth) from column n on.
-  Weights weights(int64_t n, int64_t k, int64_t depth, bool with_bias, int64_t partner = 0) const {
-    const float* column = data + n / kColumns * panel() + n % kColumns;
+  Weights<W> weights(int64_t n, int64_t k, int64_t depth, bool with_bias, int64_t partner = 0) const {
+    const W* column = data + n / kColumns * panel() + n % kColumns;
     return {column + k * kColumns, panel(), depth, partner * kColumns, with_bias ? column + K * kColumns : nullptr};
   }
 };
@@ -64,8 +66,8 @@ struct Target {
 
 // out[ROWS][VECTORS * kLanes] = A B + bias, plus what is there. Not inlined, and unrolled from the start, so that the
 // sums stay in registers.
-template <int ROWS, int VECTORS, bool SUM>
-__attribute__((noinline)) void sliding_tile(const float* a, int64_t a_row, const Weights& weights,
+template <int ROWS, int VECTORS, bool SUM, class W>
+__attribute__((noinline)) void sliding_tile(const float* a, int64_t a_row, const Weights<W>& weights,
                                             const Target& target) {
   constexpr int per_panel = kColumns / kLanes;
   Floats sum[ROWS][VECTORS];
@@ -75,21 +77,31 @@ __attribute__((noinline)) void sliding_tile(const float* a, int64_t a_row, const
   AAR_UNROLL for (int r = 0; r < ROWS; r++) rows[r] = a + r * a_row;
   const Target to = target;  // a copy, which stores cannot change
   const int64_t next_panel = weights.next, partner = weights.partner, depth = weights.depth;
-  const float *panel = weights.panel, *bias = weights.bias;
+  const W *panel = weights.panel, *bias = weights.bias;
   // So few rounds that the end of the loop is predicted.
   _Pragma("GCC unroll 4") for (int64_t k = 0; k < depth; k++, panel += kColumns) {
     if constexpr (ROWS == 1)  // the weight passes by once
       AAR_UNROLL for (int v = 0; v < VECTORS; v += per_panel)
-        __builtin_prefetch(panel + v / per_panel * next_panel + kSlidingAhead * kColumns);
-    Floats b[VECTORS];
-    AAR_UNROLL for (int v = 0; v < VECTORS; v++) {
-      const float* weight = panel + v / per_panel * next_panel + v % per_panel * kLanes;
-      b[v] = load(weight);
-      if constexpr (SUM) b[v] += load(weight + partner);
-    }
-    AAR_UNROLL for (int r = 0; r < ROWS; r++) {
-      const Floats x = splat(rows[r][k]);
-      AAR_UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = fma(x, b[v], sum[r][v]);
+        __builtin_prefetch(panel + v / per_panel * next_panel + kSlidingAhead / int64_t(sizeof(W)));
+    const auto weight = [&](int v) {
+      const W* at = panel + v / per_panel * next_panel + v % per_panel * kLanes;
+      if constexpr (SUM) return load(at) + load(at + partner);
+      return load(at);
+    };
+    if constexpr (ROWS == 1) {
+      const Floats x = splat(rows[0][k]);
+      AAR_UNROLL for (int v = 0; v < VECTORS; v++) {
+        Floats b = weight(v);
+        if constexpr (SUM || sizeof(W) < sizeof(float)) stay(b);  // else GCC makes all first, and a sum has no register
+        sum[0][v] = fma(x, b, sum[0][v]);
+      }
+    } else {
+      Floats b[VECTORS];
+      AAR_UNROLL for (int v = 0; v < VECTORS; v++) b[v] = weight(v);
+      AAR_UNROLL for (int r = 0; r < ROWS; r++) {
+        const Floats x = splat(rows[r][k]);
+        AAR_UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = fma(x, b[v], sum[r][v]);
+      }
     }
   }
   if (bias != nullptr)
@@ -112,10 +124,8 @@ __attribute__((noinline)) void sliding_tile(const float* a, int64_t a_row, const
     for (int r = 0; r < ROWS; r++) elu(to.at(r), VECTORS * kLanes, to.at(r));
 }
 
-#undef AAR_UNROLL
-
-template <int ROWS, int VECTORS, bool SUM>
-inline void sliding_edge(int64_t rows, const float* a, int64_t a_row, const Weights& weights, const Target& to) {
+template <int ROWS, int VECTORS, bool SUM, class W>
+inline void sliding_edge(int64_t rows, const float* a, int64_t a_row, const Weights<W>& weights, const Target& to) {
   if constexpr (ROWS > 0) {
     if (rows == ROWS) return sliding_tile<ROWS, VECTORS, SUM>(a, a_row, weights, to);
     sliding_edge<ROWS - 1, VECTORS, SUM>(rows, a, a_row, weights, to);
@@ -123,8 +133,8 @@ inline void sliding_edge(int64_t rows, const float* a, int64_t a_row, const Weig
 }
 
 // All rows of one tile's columns. Tiles are of nearly equal size; columns behind the last are not written.
-template <int ROWS, int VECTORS, bool SUM>
-void sliding_columns(int64_t rows, const float* a, int64_t a_row, const Weights& weights, int64_t columns,
+template <int ROWS, int VECTORS, bool SUM, class W>
+void sliding_columns(int64_t rows, const float* a, int64_t a_row, const Weights<W>& weights, int64_t columns,
                      const Target& to) {
   constexpr int width = VECTORS * kLanes;
   const int64_t tiles = (rows + ROWS - 1) / ROWS;
@@ -152,8 +162,8 @@ inline int64_t tile_columns(int64_t rows, int64_t columns) {
   return columns > kNarrow * kLanes ? kWide * kLanes : kNarrow * kLanes;
 }
 
-template <bool SUM = false>
-inline void sliding_block(int64_t rows, const float* a, int64_t a_row, const Weights& weights, int64_t columns,
+template <bool SUM = false, class W>
+inline void sliding_block(int64_t rows, const float* a, int64_t a_row, const Weights<W>& weights, int64_t columns,
                           const Target& to) {
   if (rows == 1 && columns >= kAlone * kLanes)
     sliding_tile<1, kAlone, SUM>(a, a_row, weights, to);

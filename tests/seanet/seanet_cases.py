@@ -91,6 +91,22 @@ def check_stack(layers: list, x: Tensor, backend: str, blocks=BLOCKS) -> None:
         assert torch.equal(stack(x, packed, block=block, backend=backend), result), f"block {block}"
 
 
+def widened(packed):
+    """The same numbers in fp32."""
+    return packed._replace(weights=packed.weights.float())
+
+
+def check_bf16(layers: list, x: Tensor, backend: str) -> None:
+    """Weights in bf16 are the numbers that they stand for: to the last bit what these give in fp32."""
+    packed = pack(layers, dtype=torch.bfloat16)
+    assert torch.equal(stack(x, packed, backend=backend), stack(x, widened(packed), backend=backend))
+
+
+def check_lstm_bf16(seed: int, channels: int, x: Tensor, backend: str) -> None:
+    packed = pack_lstm(make_lstm(seed, channels, 2)[0], dtype=torch.bfloat16)
+    assert torch.equal(lstm(x, packed, backend=backend), lstm(x, widened(packed), backend=backend))
+
+
 def make_lstm(seed: int, channels: int, layers: int, skip: bool = True) -> tuple[LSTM, nn.LSTM]:
     """The layer as data, and PyTorch's."""
     torch.manual_seed(seed)

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_as_accurate
 from seanet_cases import (
+    check_bf16,
     check_lstm,
+    check_lstm_bf16,
     check_stack,
     inputs_of,
     make_conv,
@@ -123,6 +125,26 @@ def test_elu(fast):
     special = stack(torch.tensor([[[torch.nan, torch.inf, -torch.inf]]]), packed, backend=fast)[0, 0]
     assert special[0].isnan()
     assert special[1:].tolist() == [torch.inf, -1.0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bf16_weights(backend, seed):
+    layers = make_layers(seed) if seed % 4 else make_wide_layers(seed)
+    check_bf16(layers, make_input(seed, inputs_of(layers)), backend)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("channels", [5, 40, 100])
+def test_bf16_lstm(backend, channels, batch):
+    x = torch.randn(batch, channels, 30, generator=torch.Generator().manual_seed(channels))
+    check_lstm_bf16(channels, channels, x, backend)
+
+
+def test_bf16_is_near(backend):
+    """What bf16 costs in accuracy: each weight is rounded by up to 2^-9, and errors add up as random numbers do."""
+    layers, x = make_wide_layers(1), make_input(1, 64, 100)
+    fp32, bf16 = (stack(x, pack(layers, dtype=dtype), backend=backend) for dtype in (torch.float32, torch.bfloat16))
+    assert 1e-4 < (bf16 - fp32).norm() / fp32.norm() < 1e-2
 
 
 # ------------------------------------------------------------------------------------------------------
