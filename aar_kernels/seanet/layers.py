@@ -184,7 +184,8 @@ def pack(layers: Sequence[Layer], *, dtype: torch.dtype = torch.float32) -> Pack
     """Copy the weights of layers that follow each other. Later changes of them do not reach the copy.
 
     Args:
-        dtype: of the copy. torch.bfloat16 halves what is read for each weight; signals and sums stay fp32.
+        dtype: of the copy. torch.bfloat16 halves what is read for each weight; signals and sums stay fp32. Latents
+            move by some thousandths, enough to change one code in ten or more.
 
     Raises:
         ValueError: no layers, shapes that do not fit, or options that no layer has.
