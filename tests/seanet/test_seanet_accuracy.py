@@ -208,11 +208,12 @@ def test_residual_is_its_convolutions(backend, seed):
     assert_as_accurate(stack(x, pack([block]), backend=backend), plain(x), plain(x.double()))
 
 
-def test_nan_stays_where_it_is_seen(fast):
-    """A NaN reaches the outputs whose window holds it, and no others."""
+@pytest.mark.parametrize("channels", [2, 64])
+def test_nan_stays_where_it_is_seen(fast, channels):
+    """A NaN reaches the outputs whose window holds it, and no others, in a pair or not."""
     torch.manual_seed(0)
-    layers = [Conv(torch.randn(4, 2, 5), reflect=False), Conv(torch.randn(3, 4, 1), elu=True)]
-    x = torch.randn(1, 2, 50)
+    layers = [Conv(torch.randn(64, channels, 5), reflect=False), Conv(torch.randn(3, 64, 1), elu=True)]
+    x = torch.randn(1, channels, 50)
     x[0, 1, 20] = torch.nan
     out = stack(x, pack(layers), backend=fast)
     assert out[0, :, 18:23].isnan().all()
