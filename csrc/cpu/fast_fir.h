@@ -16,8 +16,8 @@ inline void subtract(int64_t rows, const float* a, const float* b, int64_t step,
     for (int64_t k = 0; k < depth; k++) out[k] = a[k] - b[k];
 }
 
-// Panels [p0, p1) of pairs of rows, of which a.data and to.data are the first: `firsts` and `seconds` of them are wanted,
-// equally many or one more of either; a pair that lacks its first is the only one.
+// Panels [p0, p1) of pairs of rows, of which a.data and to.data are the first. `firsts` and `seconds` of them are
+// wanted, equally many or one more of either; a pair that lacks its first is the only one.
 template <class W>
 void pairs_of_rows(int64_t firsts, int64_t seconds, const SlidingRows& a, const Product<W>& b, int64_t p0,
                    int64_t p1, const Target& to) {
