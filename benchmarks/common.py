@@ -55,15 +55,18 @@ def print_row(row: dict) -> None:
     """Prints the times of a row's variants, each with its ratio to the first, and how near the floor it came."""
     peak = f"{row['peak_gflops']:.0f} GFLOP/s, {row['read_gbs']:.1f} GB/s read"
     print(f"\n{row['benchmark']}: {row['case']}, {row['shape']}, {row['threads']} thread(s), at best {peak}")
-    print(f"{'variant':36} {'p50 (p20, p80) ms':30} {'ratio':>7} {'floor ms':>9} {'of time':>8} {'MiB':>7}")
+    rates = row.get("gflops", {})
+    head = f"{'variant':36} {'p50 (p20, p80) ms':30} {'ratio':>7} {'floor ms':>9} {'of time':>8} {'MiB':>7}"
+    print(head + (f" {'GFLOP/s':>8}" if rates else ""))
     first = next(iter(row["times_ms"].values()))["p50"] if row["times_ms"] else 0.0
     for name, times in row["times_ms"].items():
         spread = f"{times['p50']:.1f} ({times['p20']:.1f}, {times['p80']:.1f})"
         floor, memory = row["floor_ms"][name], row.get("extra_mib", {}).get(name)
         mib = "" if memory is None else f"{memory:.0f}"
+        rate = f" {rates[name]:8.1f}" if name in rates else ""
         estimated = "" if row.get("timed_share", {}).get(name, 1) == 1 else "  *"
         print(f"{name:36} {spread:30} {times['p50'] / first:6.2f}x {floor:9.1f} {floor / times['p50']:8.0%} {mib:>7}"
-              f"{estimated}")  # fmt: skip
+              f"{rate}{estimated}")  # fmt: skip
     shares = [share for share in row.get("timed_share", {}).values() if share < 1]
     if shares:
         print(f"* from the times of {min(shares):.1%} or more of the tokens, evenly spaced")

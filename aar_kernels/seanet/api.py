@@ -23,7 +23,8 @@ def stack(x: Tensor, packed: PackedStack, *, block: int = 0, backend: str | None
     on the number of threads.
 
     Args:
-        x: ``[B, in, T]`` in the dtype of the weights, T at least 1.
+        x: ``[B, in, T]``, T at least 1, in the dtype of the weights, or fp32 where these are bf16: all arithmetic is
+            fp32 then, on the numbers that they stand for.
         packed: layers packed by `pack`.
         block: steps of output in a block of each layer; 0 lets the backend choose.
 
@@ -48,7 +49,7 @@ def lstm(
     """An LSTM over time, for inference: it has no gradient.
 
     Args:
-        x: ``[B, C, T]`` in the dtype of the weights, T at least 1.
+        x: ``[B, C, T]``, T at least 1, in the dtype of the weights, or fp32 where these are bf16.
         packed: made by `pack_lstm`.
         state: ``[layers, 2, B, C]``, h and c of each layer after the steps before; None for zeros.
         return_state: also give the state after the last step.
@@ -66,8 +67,9 @@ def lstm(
 
 
 def _check(x: Tensor, weights: Tensor, channels: int) -> None:
-    if x.dim() != 3 or x.shape[1] != channels or x.shape[2] < 1 or x.dtype != weights.dtype:
-        wanted = f"{weights.dtype} [B, {channels}, T] with T at least 1"
+    dtype = torch.float32 if weights.dtype == torch.bfloat16 else weights.dtype
+    if x.dim() != 3 or x.shape[1] != channels or x.shape[2] < 1 or x.dtype != dtype:
+        wanted = f"{dtype} [B, {channels}, T] with T at least 1"
         raise ValueError(f"x must be {wanted}, got {x.dtype} {list(x.shape)}")
     if torch.is_grad_enabled() and x.requires_grad:
         raise ValueError("packed layers are not differentiable; call them under torch.no_grad()")

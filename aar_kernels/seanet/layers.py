@@ -91,7 +91,7 @@ Layer = Conv | ConvTranspose | Residual
 
 
 class Fields(NamedTuple):
-    """A layer without its weights, as operators take it: 11 numbers (csrc/bindings/torch_seanet.cpp)."""
+    """A layer without its weights, as operators take it: 12 numbers (csrc/bindings/torch_seanet.cpp)."""
 
     kind: int
     inputs: int
@@ -104,6 +104,7 @@ class Fields(NamedTuple):
     reflect: int
     elu: int
     shortcut: int
+    odd: int = 0  # whether the first step is the second of a pair that kernels compute together
 
     @property
     def taps(self) -> int:
@@ -182,6 +183,10 @@ def split_fields(numbers: Sequence[int]) -> list[Fields]:
 def pack(layers: Sequence[Layer], *, dtype: torch.dtype = torch.float32) -> PackedStack:
     """Copy the weights of layers that follow each other. Later changes of them do not reach the copy.
 
+    Args:
+        dtype: of the copy. torch.bfloat16 halves what is read for each weight; signals and sums stay fp32. Latents
+            move by some thousandths, enough to change one code in ten or more.
+
     Raises:
         ValueError: no layers, shapes that do not fit, or options that no layer has.
     """
@@ -198,7 +203,7 @@ def pack(layers: Sequence[Layer], *, dtype: torch.dtype = torch.float32) -> Pack
 
 
 def pack_lstm(lstm: LSTM, *, dtype: torch.dtype = torch.float32) -> PackedLSTM:
-    """Copy the weights of an LSTM.
+    """Copy the weights of an LSTM, in ``dtype`` as `pack` does.
 
     Raises:
         ValueError: no layers, or shapes that do not fit.
@@ -211,9 +216,9 @@ def pack_lstm(lstm: LSTM, *, dtype: torch.dtype = torch.float32) -> PackedLSTM:
         shapes = [tuple(tensor.shape) for tensor in tensors]
         if channels < 1 or shapes != [(4 * channels, channels)] * 2 + [(4 * channels,)] * 2:
             raise ValueError(f"an LSTM layer has [4 C, C] twice and [4 C] twice, got {shapes}")
-        w_ih, w_hh, b_ih, b_hh = (tensor.detach().to(dtype) for tensor in tensors)
+        w_ih, w_hh, b_ih, b_hh = (tensor.detach() for tensor in tensors)
         bias = b_ih + b_hh
-        layers.append(torch.stack([_gates(w_ih, bias), _gates(w_hh, torch.zeros_like(bias))]))
+        layers.append(torch.stack([_gates(w_ih, bias), _gates(w_hh, torch.zeros_like(bias))]).to(dtype))
     return PackedLSTM(torch.stack(layers), channels, lstm.skip)
 
 

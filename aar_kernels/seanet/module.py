@@ -20,6 +20,7 @@ class PackedSEANet(nn.Module):
 
     Args:
         layers: `Conv`, `ConvTranspose`, `Residual` and `LSTM`, whose weights are copied.
+        dtype: of the weights, see `pack`.
 
     Raises:
         ValueError: no layers, or layers that do not fit together.
@@ -44,7 +45,10 @@ class PackedSEANet(nn.Module):
         return [part._replace(weights=getattr(self, f"weights{i}")) for i, part in enumerate(self._parts)]
 
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:
-        """``[B, in, T]`` in the dtype of the weights -> ``[B, out, T']``. Not differentiable."""
+        """``[B, in, T]`` -> ``[B, out, T']``, in the dtype of the weights, or fp32 where these are bf16.
+
+        Not differentiable.
+        """
         for part in self.parts:
             run = lstm if isinstance(part, PackedLSTM) else stack
             x = run(x, part, backend=backend)

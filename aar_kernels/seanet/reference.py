@@ -22,7 +22,7 @@ def unsupported(problem) -> str | None:
 
 def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     """``x[B, T, in]`` -> ``[B, T', out]``. ``block`` changes nothing here."""
-    packed = PackedStack(weights, tuple(layers))
+    packed = PackedStack(weights.to(x.dtype), tuple(layers))
     x = x.transpose(1, 2)
     with torch.autocast(x.device.type, enabled=False):  # the dtype of x is what the operator promises
         for fields, products in zip(packed.fields, unpack(packed), strict=True):
@@ -36,7 +36,7 @@ def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool, state: Tensor | 
     if state is None:
         state = x.new_zeros(weights.shape[0], 2, x.shape[0], channels)
     with torch.autocast(x.device.type, enabled=False):
-        for layer, before in zip(unpack_lstm(PackedLSTM(weights, channels, skip)), state, strict=True):
+        for layer, before in zip(unpack_lstm(PackedLSTM(weights.to(x.dtype), channels, skip)), state, strict=True):
             signal, after = _lstm_layer(signal, *layer, *before)
             states.append(after)
     return (signal + x if skip else signal.contiguous()), torch.stack(states)

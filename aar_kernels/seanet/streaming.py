@@ -30,6 +30,7 @@ class Stream:
         for part in net.parts:
             self._layers += [part] if isinstance(part, PackedLSTM) else _single_layers(part)
         self._states: list[Tensor | None] = [None] * len(self._layers)
+        self._odd = [0] * len(self._layers)  # whether an odd number of steps of a layer's product came before
         #: Steps of input of which the length of a chunk must be a multiple.
         self.hop = 1
         #: Steps that the first chunk must have at least.
@@ -67,14 +68,17 @@ class Stream:
     def reset(self) -> None:
         """Forget the signal; the next chunk begins another one."""
         self._states = [None] * len(self._layers)
+        self._odd = [0] * len(self._layers)
 
     def _layer(self, i: int, layer: PackedStack, x: Tensor, backend: str | None) -> Tensor:
         (fields,) = layer.fields
         before = self._states[i]
         seen = x if before is None else torch.cat([before, x], 2)
         if before is not None:
-            layer = layer._replace(layers=fields._replace(padding=NONE).numbers)
+            layer = layer._replace(layers=fields._replace(padding=NONE, odd=self._odd[i]).numbers)
         out = stack(seen, layer, backend=backend)
+        steps = out.shape[2] // (fields.stride if fields.kind == TRANSPOSED else 1)
+        self._odd[i] = (self._odd[i] + steps) % 2
         if fields.context > 0:
             if before is None and x.shape[2] < fields.context:  # zeros came before the first step
                 seen = F.pad(x, (fields.context - x.shape[2], 0))

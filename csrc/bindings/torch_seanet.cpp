@@ -5,17 +5,28 @@
 
 namespace {
 
-constexpr size_t kFields = 11;  // of a layer, as aar_kernels/seanet/layers.py lists them
+constexpr size_t kFields = 12;  // of a layer, as aar_kernels/seanet/layers.py lists them
+
+// How weights are stored, and what they are to kernels.
+struct Stored {
+  explicit Stored(const Tensor& weights)
+      : element(weights.scalar_type() == ScalarType::BFloat16 ? aar::Element::bfloat16 : aar::Element::float32),
+        bytes(element == aar::Element::bfloat16 ? data<char>(weights, ScalarType::BFloat16)
+                                                : data<char>(weights, ScalarType::Float)) {}
+  const void* at(int64_t i) const { return bytes + i * (element == aar::Element::bfloat16 ? 2 : 4); }
+  aar::Element element;
+  const char* bytes;
+};
 
 std::vector<aar::SeanetLayer> layers_of(const Ints& fields, const Tensor& weights) {
   STD_TORCH_CHECK(!fields.empty() && fields.size() % kFields == 0, "aar_native: layers of another form");
   std::vector<aar::SeanetLayer> layers;
-  const float* next = floats(weights);
-  int64_t left = weights.numel();
+  const Stored stored(weights);
+  int64_t next = 0;
   for (size_t i = 0; i < fields.size(); i += kFields) {
     const int64_t* f = &fields[i];
     aar::SeanetLayer layer{aar::SeanetKind(f[0]), f[1], f[2], f[3], f[4], f[5], f[6], aar::SeanetPadding(f[7]),
-                           f[8] != 0, f[9] != 0, f[10] != 0, nullptr, nullptr};
+                           f[8] != 0, f[9] != 0, f[10] != 0, f[11] != 0, nullptr, nullptr};
     const bool residual = layer.kind == aar::SeanetKind::residual;
     const int64_t taps = (layer.kernel - 1) * layer.dilation + 1;
     STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 2 && f[7] >= 0 && f[7] <= 2 && layer.in > 0 && layer.out > 0 &&
@@ -24,14 +35,13 @@ std::vector<aar::SeanetLayer> layers_of(const Ints& fields, const Tensor& weight
                     "aar_native: a layer that cannot be");
     STD_TORCH_CHECK(!residual || (layer.hidden > 0 && layer.stride == 1 && (layer.shortcut || layer.in == layer.out)),
                     "aar_native: a residual block that cannot be");
-    layer.first = next;
-    layer.second = next + layer.first_size();
-    left -= layer.first_size() + layer.second_size();
+    layer.first = stored.at(next);
+    layer.second = stored.at(next + layer.first_size());
     next += layer.first_size() + layer.second_size();
-    STD_TORCH_CHECK(left >= 0, "aar_native: weights are missing");
+    STD_TORCH_CHECK(next <= weights.numel(), "aar_native: weights are missing");
     layers.push_back(layer);
   }
-  STD_TORCH_CHECK(left == 0, "aar_native: weights are left over");
+  STD_TORCH_CHECK(next == weights.numel(), "aar_native: weights are left over");
   return layers;
 }
 
@@ -46,8 +56,8 @@ Tensor seanet_stack(Tensor x, Tensor weights, Ints fields, int64_t block) {
     STD_TORCH_CHECK(length > 0, "aar_native: x is shorter than what a layer reads");
   }
   Tensor out = make(x, {x.size(0), length, layers.back().out});
-  aar::seanet_kernels().stack(layers.data(), int64_t(layers.size()), floats(x), x.size(0), x.size(1), block,
-                              floats(out), pool());
+  aar::seanet_kernels().stack(layers.data(), int64_t(layers.size()), Stored(weights).element, floats(x), x.size(0),
+                              x.size(1), block, floats(out), pool());
   return out;
 }
 
@@ -59,12 +69,12 @@ std::tuple<Tensor, Tensor> seanet_lstm(Tensor x, Tensor weights, int64_t count, 
   STD_TORCH_CHECK(weights.numel() == 2 * count * size, "aar_native: weights of another size");
   STD_TORCH_CHECK(!state || state->numel() == 2 * count * batch * units, "aar_native: a state of another size");
   std::vector<aar::LstmLayer> layers;
-  for (const float* next = floats(weights); int64_t(layers.size()) < count; next += 2 * size)
-    layers.push_back({next, next + size});
+  const Stored stored(weights);
+  for (int64_t i = 0; i < count; i++) layers.push_back({stored.at(2 * i * size), stored.at((2 * i + 1) * size)});
   Tensor out = make(x, {batch, x.size(1), units}), after = make(x, {count, 2, batch, units});
   if (batch > 0)
-    aar::seanet_kernels().lstm(layers.data(), count, floats(x), batch, x.size(1), units, skip, floats(state),
-                               floats(out), floats(after), pool());
+    aar::seanet_kernels().lstm(layers.data(), count, stored.element, floats(x), batch, x.size(1), units, skip,
+                               floats(state), floats(out), floats(after), pool());
   return {out, after};
 }
 

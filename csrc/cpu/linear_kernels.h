@@ -9,7 +9,7 @@
 
 #include "aar/linear.h"
 #include "gelu.h"
-#include "simd.h"
+#include "storage.h"
 
 namespace aar {
 namespace AAR_ISA {
@@ -24,23 +24,9 @@ constexpr int64_t kFetchAhead = 1024;  // bytes ahead in each panel where each b
 constexpr int kVectors = kLanes * 2 < kPanel ? kPanel / kLanes : 2;
 constexpr int kRows = kRegisters == 32 ? 12 : kVectors == 2 ? 6 : 3;
 
-struct Bf16 {
-  uint16_t bits;
-};
-
 // kLanes weights as floats.
 inline Floats widen(const float* w) { return load(w); }
-inline Floats widen(const Bf16* w) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)w)), 16);
-#elif defined(__AVX2__)
-  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)w)), 16);
-#else
-  Ints bits;
-  for (int i = 0; i < kLanes; i++) bits[i] = int32_t(uint32_t(w[i].bits) << 16);
-  return (Floats)bits;
-#endif
-}
+inline Floats widen(const BFloat16* w) { return load(w); }
 inline Floats widen(const int8_t* w) {
 #if defined(__AVX512F__)
   return to_floats((Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)w)));
@@ -245,7 +231,7 @@ inline void linear_forward(const LinearWeight& weight, const float* x, int64_t M
   const Output to{weight.scale, bias, gelu, out, weight.N};
   switch (weight.storage) {
     case Storage::fp32: return linear_with<float>(weight, x, M, to, pool);
-    case Storage::bf16: return linear_with<Bf16>(weight, x, M, to, pool);
+    case Storage::bf16: return linear_with<BFloat16>(weight, x, M, to, pool);
     case Storage::int8: return linear_with<int8_t>(weight, x, M, to, pool);
   }
 }

@@ -59,8 +59,9 @@ inline void lstm_units(int64_t batch, const float* gates, float* c, int64_t c_ro
   }
 }
 
-inline void lstm(const LstmLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t units,
-                 bool skip, const float* before, float* out, float* after, const ThreadPool& pool) {
+template <class W>
+void lstm_of(const LstmLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t units,
+             bool skip, const float* before, float* out, float* after, const ThreadPool& pool) {
   const int64_t groups = (units + kColumns - 1) / kColumns, padded = groups * kColumns, row = batch * units;
   const int64_t steps = std::min(length, std::max<int64_t>(1, kLstmRows / batch));
   std::vector<std::unique_ptr<LstmState>> states;
@@ -78,7 +79,10 @@ inline void lstm(const LstmLayer* layers, int64_t count, const float* x, int64_t
     };
     for_rows([&](int64_t at, float* to) { std::copy(x + at, x + at + units, to); });
     for (int64_t i = 0; i < count; i++) {
-      const Product input{layers[i].input, units, groups * kGroup}, recurrent{layers[i].recurrent, units, input.N};
+      const auto product = [&](const void* weights) {
+        return Product<W>{static_cast<const W*>(weights), units, groups * kGroup};
+      };
+      const Product<W> input = product(layers[i].input), recurrent = product(layers[i].recurrent);
       LstmState& state = *states[i];
       sliding_product(now * batch, {signal, units, units, 0}, input, {gates, input.N, false, false}, pool);
       for (int64_t t = 0; t < now; t++) {
@@ -92,7 +96,7 @@ inline void lstm(const LstmLayer* layers, int64_t count, const float* x, int64_t
             const float* from = gates + t * batch * input.N + g * kGroup;
             for (int64_t b = 0; b < batch; b++)
               std::copy(from + b * input.N, from + b * input.N + kGroup, mine + b * kGroup);
-            const Product group{recurrent.data + g * kGates * recurrent.panel(), units, kGroup};
+            const Product<W> group{recurrent.data + g * kGates * recurrent.panel(), units, kGroup};
             sliding_panels(batch, {h, units, units, 0}, group, 0, kGates, {mine, kGroup, true, false});
             lstm_units(batch, mine, state.c + g * kColumns, padded, std::min(kColumns, units - g * kColumns),
                        next + g * kColumns, units);
@@ -106,6 +110,12 @@ inline void lstm(const LstmLayer* layers, int64_t count, const float* x, int64_t
     });
   }
   for (int64_t i = 0; i < count; i++) states[i]->save(length, batch, units, padded, after + 2 * i * row);
+}
+
+inline void lstm(const LstmLayer* layers, int64_t count, Element weights, const float* x, int64_t batch, int64_t length,
+                 int64_t units, bool skip, const float* before, float* out, float* after, const ThreadPool& pool) {
+  const auto run = weights == Element::bfloat16 ? lstm_of<BFloat16> : lstm_of<float>;
+  run(layers, count, x, batch, length, units, skip, before, out, after, pool);
 }
 
 }  // namespace AAR_ISA

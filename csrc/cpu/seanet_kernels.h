@@ -96,7 +96,8 @@ class Signal {
   bool started_ = false;
 };
 
-// One item on its way through the layers.
+// One item on its way through the layers, whose weights are W.
+template <class W>
 class Stack {
  public:
   Stack(const SeanetLayer* layers, int64_t count, int64_t length, int64_t block, const ThreadPool& pool)
@@ -176,14 +177,20 @@ class Stack {
     const bool elu_of_next = i + 1 < count_ && wants_elu(layers_[i + 1]);
     const int64_t stride = geometry(layer).stride, first = transposed ? begin * layer.stride - trim(layer) : begin;
     const float* x = signals_[i]->padded(begin * stride);
-    const Product product{layer.first, layer.first_K(), layer.first_N()};
+    const Product<W> product = first_product(layer);
     const Target to{signals_[i + 1]->at(first), transposed ? product.N : layer.out, false, elu_of_next};
     if (layer.kind == SeanetKind::residual)
       residual(layer, x, end - begin, to);
     else
-      sliding_product(end - begin, rows(layer, x, stride * layer.in), product, to, pool_);
+      sliding_product(end - begin, rows(layer, x, stride * layer.in), product, to, pool_, (begin + layer.odd) % 2 != 0);
   }
 
+  static Product<W> first_product(const SeanetLayer& layer) {
+    return {static_cast<const W*>(layer.first), layer.first_K(), layer.first_N(), layer.tap()};
+  }
+  static Product<W> second_product(const SeanetLayer& layer) {
+    return {static_cast<const W*>(layer.second), layer.second_K(), layer.out};
+  }
   static SlidingRows rows(const SeanetLayer& layer, const float* a, int64_t row) {
     const bool dilated = layer.dilation > 1;
     return {a, row, dilated ? layer.in : layer.first_K(), dilated ? layer.dilation * layer.in : 0};
@@ -203,9 +210,8 @@ class Stack {
         const Target out = to.from(begin);
         for (int64_t t = 0; t < count; t++)
           std::copy(centre + t * in, centre + (t + 1) * in, layer.shortcut ? both + t * width + hidden : out.at(t));
-        sliding_product(count, rows(layer, activated, in), {layer.first, layer.first_K(), hidden},
-                        {both, width, false, true});
-        sliding_product(count, {both, width, width, 0}, {layer.second, width, layer.out},
+        sliding_product(count, rows(layer, activated, in), first_product(layer), {both, width, false, true});
+        sliding_product(count, {both, width, width, 0}, second_product(layer),
                         {out.data, out.row, !layer.shortcut, out.elu});
       }
     });
@@ -220,19 +226,26 @@ class Stack {
   float* out_ = nullptr;
 };
 
-inline void seanet_stack(const SeanetLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length,
-                         int64_t block, float* out, const ThreadPool& pool) {
+template <class W>
+void stack_of(const SeanetLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t block,
+              float* out, const ThreadPool& pool) {
   int64_t out_length = length;
   for (int64_t i = 0; i < count; i++) out_length = layers[i].length(out_length);
   const int64_t x_item = length * layers[0].in, out_item = out_length * layers[count - 1].out;
   const auto run = [&](int64_t begin, int64_t end, const ThreadPool& team) {
     for (int64_t item = begin; item < end; item++)
-      Stack(layers, count, length, block, team).run(x + item * x_item, length, out + item * out_item);
+      Stack<W>(layers, count, length, block, team).run(x + item * x_item, length, out + item * out_item);
   };
   // Whole items for each thread, and what is left for all of them together.
   const int64_t shared = batch / pool.threads * pool.threads;
   parallel(pool, shared, [&](int64_t begin, int64_t end) { run(begin, end, ThreadPool{}); });
   run(shared, batch, pool);
+}
+
+inline void seanet_stack(const SeanetLayer* layers, int64_t count, Element weights, const float* x, int64_t batch,
+                         int64_t length, int64_t block, float* out, const ThreadPool& pool) {
+  const auto run = weights == Element::bfloat16 ? stack_of<BFloat16> : stack_of<float>;
+  run(layers, count, x, batch, length, block, out, pool);
 }
 
 }  // namespace AAR_ISA

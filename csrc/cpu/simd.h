@@ -56,6 +56,14 @@ inline Floats fma(Floats a, Floats b, Floats c) {
   return a * b + c;
 #endif
 }
+// Keeps the order in which v and what depends on it are computed, which is nothing to the compiler.
+inline void stay([[maybe_unused]] Floats& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__AVX2__)
+  asm("" : "+x"(v));
+#endif
+}
 // b where either is NaN.
 inline Floats max(Floats a, Floats b) {
 #if defined(__AVX2__) && !defined(__AVX512F__)

@@ -14,6 +14,7 @@ struct Float16 {
   uint16_t bits;
 };
 
+inline float widen(float x) { return x; }
 inline float widen(BFloat16 x) { return std::bit_cast<float>(uint32_t(x.bits) << 16); }
 inline float widen(Float16 x) {
   // A factor moves the exponent to its place, and makes subnormal numbers normal.
@@ -36,6 +37,19 @@ inline void narrow(float x, Float16& out) {
   if (size >= 65520.0f) half = 0x7c00;
   if (x != x) half = 0x7e00;
   out.bits = uint16_t(half | (bits >> 16 & 0x8000));
+}
+
+// kLanes numbers as floats.
+inline Floats load(const BFloat16* p) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+  Ints bits;
+  for (int i = 0; i < kLanes; i++) bits[i] = int32_t(uint32_t(p[i].bits) << 16);
+  return (Floats)bits;
+#endif
 }
 
 inline void load_row(const float* in, int64_t n, float* out) { std::memcpy(out, in, sizeof(float) * n); }

@@ -57,6 +57,21 @@ def make_layers(seed: int) -> list:
     return layers
 
 
+def make_wide_layers(seed: int, causal: bool = False) -> list:
+    """Layers so wide that steps are computed in pairs: two taps and more, even and odd numbers of them."""
+    chance = random.Random(seed)
+    torch.manual_seed(seed)
+    channels, layers = 64, []
+    for taps in chance.sample((2, 2, 3, 4, 7), 3):
+        stride, outputs, transposed = chance.choice((1, 2, 3)), chance.choice((64, 80, 96)), chance.random() < 0.5
+        shape = (channels, outputs) if transposed else (outputs, channels)
+        weight = torch.randn(*shape, taps * stride) / (channels * taps * (1 if transposed else stride)) ** 0.5
+        make = ConvTranspose if transposed else Conv
+        layers.append(make(weight, torch.randn(outputs), stride, causal=causal, elu=chance.random() < 0.5))
+        channels = outputs
+    return layers
+
+
 def make_input(seed: int, channels: int, length: int | None = None) -> Tensor:
     chance = random.Random(seed + 1)
     length = chance.choice(LENGTHS) if length is None else length
@@ -74,6 +89,22 @@ def check_stack(layers: list, x: Tensor, backend: str, blocks=BLOCKS) -> None:
     assert_as_accurate(result, stack(x, packed, backend="reference"), exact)
     for block in blocks:
         assert torch.equal(stack(x, packed, block=block, backend=backend), result), f"block {block}"
+
+
+def widened(packed):
+    """The same numbers in fp32."""
+    return packed._replace(weights=packed.weights.float())
+
+
+def check_bf16(layers: list, x: Tensor, backend: str) -> None:
+    """Weights in bf16 are the numbers that they stand for: to the last bit what these give in fp32."""
+    packed = pack(layers, dtype=torch.bfloat16)
+    assert torch.equal(stack(x, packed, backend=backend), stack(x, widened(packed), backend=backend))
+
+
+def check_lstm_bf16(seed: int, channels: int, x: Tensor, backend: str) -> None:
+    packed = pack_lstm(make_lstm(seed, channels, 2)[0], dtype=torch.bfloat16)
+    assert torch.equal(lstm(x, packed, backend=backend), lstm(x, widened(packed), backend=backend))
 
 
 def make_lstm(seed: int, channels: int, layers: int, skip: bool = True) -> tuple[LSTM, nn.LSTM]:

@@ -6,7 +6,16 @@
 import sys
 
 import torch
-from seanet_cases import check_lstm, check_stack, inputs_of, make_input, make_layers
+from seanet_cases import (
+    check_bf16,
+    check_lstm,
+    check_lstm_bf16,
+    check_stack,
+    inputs_of,
+    make_input,
+    make_layers,
+    make_wide_layers,
+)
 
 from aar_kernels import dispatch
 
@@ -18,7 +27,12 @@ assert report.endswith(f"active={sys.argv[1]}"), report
 for seed in range(int(sys.argv[2])):
     layers = make_layers(seed)
     check_stack(layers, make_input(seed, inputs_of(layers)), "native")
+    check_bf16(layers, make_input(seed, inputs_of(layers)), "native")
+for seed in range(3):
+    check_stack(make_wide_layers(seed), make_input(seed, 64, 51), "native")
+    check_bf16(make_wide_layers(seed), make_input(seed, 64, 51), "native")
 for channels in (1, 5, 16, 33):
     for batch in (1, 2, 7, 13):
         check_lstm(batch, channels, 2, torch.randn(batch, channels, 70), "native")
+        check_lstm_bf16(batch, channels, torch.randn(batch, channels, 70), "native")
 print("equal")

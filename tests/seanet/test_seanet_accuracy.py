@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_as_accurate
 from seanet_cases import (
+    check_bf16,
     check_lstm,
+    check_lstm_bf16,
     check_stack,
     inputs_of,
     make_conv,
@@ -18,6 +20,7 @@ from seanet_cases import (
     make_lstm,
     make_residual,
     make_transposed,
+    make_wide_layers,
 )
 from torch import nn
 
@@ -59,10 +62,25 @@ def test_sums_longer_than_a_chain(fast, channels):
     check_stack(layers, torch.randn(1, inputs, 203), fast)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 14, 97, 260])
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_in_pairs(fast, seed, length):
+    """Blocks that begin and end inside a pair change nothing."""
+    check_stack(make_wide_layers(seed), make_input(seed, 64, length), fast)
+
+
+def test_pairs_of_long_sums(fast):
+    """The latents' convolution in its published size, and half of it: many chains of each of seven taps."""
+    torch.manual_seed(0)
+    layers = [Conv(torch.randn(512, 256, 7) / 42, torch.randn(512), elu=True), Conv(torch.randn(256, 512, 7) / 60)]
+    check_stack(layers, torch.randn(1, 256, 75), fast, blocks=(7,))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_threads_and_batch_change_nothing(fast, threads, batch):
-    layers = make_layers(5)
+@pytest.mark.parametrize("make", [make_layers, make_wide_layers])
+def test_threads_and_batch_change_nothing(fast, make, threads, batch):
+    layers = make(5)
     x = torch.randn(7, inputs_of(layers), 500, generator=torch.Generator().manual_seed(0))
     description, _ = make_lstm(0, 40, 2)
     y = torch.randn(7, 40, 50, generator=torch.Generator().manual_seed(1))
@@ -107,6 +125,26 @@ def test_elu(fast):
     special = stack(torch.tensor([[[torch.nan, torch.inf, -torch.inf]]]), packed, backend=fast)[0, 0]
     assert special[0].isnan()
     assert special[1:].tolist() == [torch.inf, -1.0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bf16_weights(backend, seed):
+    layers = make_layers(seed) if seed % 4 else make_wide_layers(seed)
+    check_bf16(layers, make_input(seed, inputs_of(layers)), backend)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("channels", [5, 40, 100])
+def test_bf16_lstm(backend, channels, batch):
+    x = torch.randn(batch, channels, 30, generator=torch.Generator().manual_seed(channels))
+    check_lstm_bf16(channels, channels, x, backend)
+
+
+def test_bf16_is_near(backend):
+    """What bf16 costs in accuracy: each weight is rounded by up to 2^-9, and errors add up as random numbers do."""
+    layers, x = make_wide_layers(1), make_input(1, 64, 100)
+    fp32, bf16 = (stack(x, pack(layers, dtype=dtype), backend=backend) for dtype in (torch.float32, torch.bfloat16))
+    assert 1e-4 < (bf16 - fp32).norm() / fp32.norm() < 1e-2
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -170,11 +208,12 @@ def test_residual_is_its_convolutions(backend, seed):
     assert_as_accurate(stack(x, pack([block]), backend=backend), plain(x), plain(x.double()))
 
 
-def test_nan_stays_where_it_is_seen(fast):
-    """A NaN reaches the outputs whose window holds it, and no others."""
+@pytest.mark.parametrize("channels", [2, 64])
+def test_nan_stays_where_it_is_seen(fast, channels):
+    """A NaN reaches the outputs whose window holds it, and no others, in a pair or not."""
     torch.manual_seed(0)
-    layers = [Conv(torch.randn(4, 2, 5), reflect=False), Conv(torch.randn(3, 4, 1), elu=True)]
-    x = torch.randn(1, 2, 50)
+    layers = [Conv(torch.randn(64, channels, 5), reflect=False), Conv(torch.randn(3, 64, 1), elu=True)]
+    x = torch.randn(1, channels, 50)
     x[0, 1, 20] = torch.nan
     out = stack(x, pack(layers), backend=fast)
     assert out[0, :, 18:23].isnan().all()

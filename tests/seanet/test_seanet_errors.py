@@ -22,6 +22,12 @@ def test_wrong_input(backend, x):
         stack(x, PACKED, backend=backend)
 
 
+@pytest.mark.parametrize("x", [X.bfloat16(), X.double()])
+def test_bf16_weights_take_fp32(backend, x):
+    with pytest.raises(ValueError, match=r"x must be torch\.float32 \[B, 3, T\] with T at least 1, got"):
+        stack(x, pack([CONV], dtype=torch.bfloat16), backend=backend)
+
+
 @pytest.mark.parametrize("x", [Y[:, :2], Y[0], Y[..., :0], Y.double()])
 def test_wrong_input_of_the_lstm(backend, x):
     with pytest.raises(ValueError, match=r"x must be torch\.float32 \[B, 6, T\] with T at least 1, got"):
@@ -123,6 +129,7 @@ def test_the_binding_checks_what_could_read_outside(fast):
         (x, weights, changed(kernel=0), 0),
         (x, weights, changed(kind=2, stride=1), 0),
         (x, weights.double(), fields, 0),
+        (x, weights[:-1].bfloat16(), fields, 0),
         (X.mT, weights, fields, 0),
     ):
         with pytest.raises(RuntimeError, match="aar_native"):
@@ -135,6 +142,7 @@ def test_the_binding_checks_what_could_read_outside(fast):
         (y, weights, 2, True, None),
         (y, weights[:-1], 1, True, None),
         (y, weights.double(), 1, True, None),
+        (y, weights[:-1].bfloat16(), 1, True, None),
         (y, weights, 1, True, torch.zeros(1, 2, 1, 6)),
     ):
         with pytest.raises(RuntimeError, match="aar_native"):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import assert_as_accurate
-from seanet_cases import make_conv, make_lstm, make_residual, make_transposed
+from seanet_cases import make_conv, make_lstm, make_residual, make_transposed, make_wide_layers
 
 from aar_kernels.nn import PackedSEANet
 from aar_kernels.seanet import Conv, Residual, Stream
@@ -65,6 +65,19 @@ def test_chunks_give_what_the_whole_gives(backend, seed, reflect):
     stream.reset()
     again = in_chunks(stream, x, seed + 1, backend=backend)
     assert_as_accurate(again, net(x, backend="reference"), exact(x.double(), backend="reference"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(6))
+def test_chunks_that_end_inside_a_pair(fast, seed, dtype):
+    layers = make_wide_layers(seed, causal=True)
+    net = PackedSEANet([*layers, make_lstm(seed, layers[-1].bias.shape[0], 1)[0]], dtype=dtype)
+    stream = Stream(net)
+    length = (-(-stream.first // stream.hop) + 17) * stream.hop
+    x = torch.randn(2, 64, length, generator=torch.Generator().manual_seed(seed))
+    for again in range(2):
+        assert torch.equal(in_chunks(stream, x, seed + again, backend=fast), net(x, backend=fast))
+        stream.reset()
 
 
 def test_lstm_alone(fast):

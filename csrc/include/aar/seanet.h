@@ -2,17 +2,20 @@
 //
 // Signals lie channels last, [time][channels], so that the window of a convolution is one run of kernel * channels
 // floats, and a convolution is a matrix product over such runs. Products are stored in panels of 16 output channels,
-// [N / 16, rounded up][K + 1][16], zeros behind N; row K is the bias. The layout is the same for every instruction set.
+// [N / 16, rounded up][K + 1][16], zeros behind N; row K is the bias. They hold fp32 or bf16, which is
+// widened to fp32 as it is read; all else is fp32. The layout is the same for every instruction set.
 // Sums are fused multiply-adds in a fixed order: results depend neither on the block size nor on the number of threads.
 #pragma once
 #include <cstdint>
 
+#include "aar/element.h"
 #include "aar/isa.h"
 #include "aar/thread_pool.h"
 
 namespace aar {
 
 constexpr int64_t kSeanetPanel = 16;
+constexpr int64_t kSeanetPairedWidth = 64;  // of a tap's input and of the output, from which computing pairs pays
 
 enum class SeanetKind { conv, transposed, residual };
 // What a layer adds to its input: on both sides, before it, or nothing, where the input begins with what came before.
@@ -28,9 +31,16 @@ struct SeanetLayer {
   bool reflect;          // the signal reflected, or zeros
   bool elu;              // of the input, before a conv or transposed
   bool shortcut;         // of a residual: a convolution, or the identity
-  const float *first, *second;
+  bool odd;              // whether the first step is the second of its pair (see `tap`)
+  const void *first, *second;
 
   int64_t taps() const { return kind == SeanetKind::transposed ? (kernel + stride - 1) / stride : kernel; }
+  // Where two steps of the product are computed together, by fewer multiplications: floats that a tap reads; else 0.
+  int64_t tap() const {
+    const int64_t width = kind == SeanetKind::transposed ? in : stride * in, least = kSeanetPairedWidth;
+    const bool divides = dilation == 1 && first_K() % width == 0 && first_K() > width && first_N() % kSeanetPanel == 0;
+    return kind != SeanetKind::residual && divides && width >= least && first_N() >= least ? width : 0;
+  }
   int64_t first_K() const { return taps() * in; }
   int64_t first_N() const {
     return kind == SeanetKind::residual ? hidden : kind == SeanetKind::transposed ? stride * out : out;
@@ -52,18 +62,18 @@ struct SeanetLayer {
 // Weights of one LSTM layer as products: `input` is [in -> 4 units], `recurrent` [units -> 4 units] with a bias of
 // zeros. Columns are in groups of 64: gates i, f, g, o of 16 units each; the last group's units are padded with zeros.
 struct LstmLayer {
-  const float *input, *recurrent;
+  const void *input, *recurrent;
 };
 
 struct SeanetKernels {
   // x[batch][length][in of the first layer] -> out[batch][...][out of the last]. `block` is how many steps of output a
   // layer's product computes before the next layer takes them; 0: as many as suit the caches.
-  void (*stack)(const SeanetLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t block,
-                float* out, const ThreadPool&);
+  void (*stack)(const SeanetLayer* layers, int64_t count, Element weights, const float* x, int64_t batch,
+                int64_t length, int64_t block, float* out, const ThreadPool&);
   // x[batch][length][units] -> out the same, x + LSTM(x) where `skip`. before and after[count][h, c][batch][units] are
   // the states around the steps; null before the first means zeros.
-  void (*lstm)(const LstmLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t units,
-               bool skip, const float* before, float* out, float* after, const ThreadPool&);
+  void (*lstm)(const LstmLayer* layers, int64_t count, Element weights, const float* x, int64_t batch, int64_t length,
+               int64_t units, bool skip, const float* before, float* out, float* after, const ThreadPool&);
 };
 
 AAR_LEVELS(SeanetKernels, seanet_kernels)
