@@ -78,7 +78,8 @@ inline ByteSums dot_bytes(ByteSums sum, Ints a, Ints b) {
 #if defined(__AVX2__)
   return (Halves)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)a, (__m256i)b));
 #else
-  const Halves even = ((Halves)a & 0xFF) * (((Halves)b << 8) >> 8), odd = (Halves)((UnsignedHalves)a >> 8) * ((Halves)b >> 8);
+  const Halves even = ((Halves)a & 0xFF) * (((Halves)b << 8) >> 8);
+  const Halves odd = (Halves)((UnsignedHalves)a >> 8) * ((Halves)b >> 8);
   return (Halves)((UnsignedHalves)sum + (UnsignedHalves)even + (UnsignedHalves)odd);
 #endif
 }

@@ -1,8 +1,8 @@
 // Scores of all codes from roundings to 8 bits, for half the price of `screen`.
 //
-// A codebook shares one unit, so that scores are integers of 16 bits, in one unit per row. Without AVX-512 VNNI products
-// are added up in 16 bits too: units are chosen so that by Cauchy-Schwarz no sum over a chunk of channels can exceed
-// them. The codes are unsigned, offset by 128; that times the sum of the row is where its sums start from.
+// A codebook shares one unit, so that scores are integers of 16 bits, in one unit per row. Without AVX-512 VNNI
+// products are added up in 16 bits too: units are chosen so that by Cauchy-Schwarz no sum over a chunk of channels can
+// exceed them. The codes are unsigned, offset by 128; that times the sum of the row is where its sums start from.
 #pragma once
 #include "halves.h"
 #include "screen_shorts.h"

@@ -1,9 +1,9 @@
-// Nearest code of each row, exactly: screen with integers, then compare what they cannot tell apart, first in fp32 and in
-// the end in double.
+// Nearest code of each row, exactly: screen with integers, then compare what they cannot tell apart, in fp32 first and
+// in the end in double.
 //
 // Rows and codes are rounded to 8 bits (`screen_bytes`), or to 16 (`screen`) where bytes leave too many codes: rows or
-// codebooks with outliers. Codes whose screened score is within twice its largest error of the best are candidates: with
-// 64 channels and 1024 random codes some four of a row in 8 bits, one in 16.
+// codebooks with outliers. Candidates are codes whose screened score is within twice its largest error of the best:
+// with 64 channels and 1024 random codes some six of a row in 8 bits, one in 16.
 #pragma once
 #include "screen_bytes.h"
 #include "screen_shorts.h"
@@ -45,7 +45,7 @@ inline uint32_t mask_ge_32(const float* p, Floats threshold) {
   return bits;
 }
 
-// Lists the codes whose score is at least the threshold, in their order; returns how many. Writes two numbers behind them.
+// Lists the codes whose score is at least the threshold, in their order; returns how many. Writes two numbers behind.
 template <class Score, class Vector>
 inline int64_t collect(const Score* scores, int64_t codes, Vector threshold, int32_t* found) {
   int64_t count = 0;
@@ -55,7 +55,8 @@ inline int64_t collect(const Score* scores, int64_t codes, Vector threshold, int
     if (codes - block < 2 * kBlock) bits &= (uint64_t(1) << (codes - block)) - 1;
     // Up to two are listed without a branch, which would often be mispredicted.
     const int more = __builtin_popcountll(bits);
-    for (int i = 0; i < 2; i++, bits &= bits - 1) found[count + i] = int32_t(block + (__builtin_ctzll(bits) & 63));
+    for (int i = 0; i < 2; i++, bits &= bits - 1)
+      found[count + i] = int32_t(block + __builtin_ctzll(bits | uint64_t(1) << 63));
     for (int i = 2; i < more; i++, bits &= bits - 1) found[count + i] = int32_t(block + __builtin_ctzll(bits));
     count += more;
   }
@@ -136,7 +137,8 @@ struct SearchScratch {
   SearchScratch(const Shape& shape, int64_t workers)
       : rounded_size(kSearchRows * 2 * pairs(shape.dim) + 32),
         groups_size(kSearchRows * (byte_split(shape.dim).groups + byte_split(shape.dim).chunks) + 32),
-        scores_size(kSearchRows * padded(shape.codes)), found_size(padded(shape.codes) + kSearchRows * kMostCandidates + 2),
+        scores_size(kSearchRows * padded(shape.codes)),
+        found_size(padded(shape.codes) + kSearchRows * kMostCandidates + 2),
         rounded(workers * rounded_size), groups(workers * groups_size), scores(workers * scores_size),
         found(workers * found_size) {}
 };

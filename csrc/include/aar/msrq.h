@@ -25,17 +25,17 @@ struct Shape {
   bool repeat = false;   // codes act on the frames they were pooled from, lengths[s] dividing T; not interpolated
 };
 
-// Codebooks in the form the search reads. A code is screened by an exact integer dot product of roundings to 8 bits, or to
-// 16 where these do not tell enough; the few codes that rounding cannot tell apart are compared in double. Numbers of
-// elements: `packed_sizes`. A level of instructions reads what it has packed itself.
+// Codebooks in the form the search reads. A code is screened by an exact integer dot product of roundings to 8 bits, or
+// to 16 where these do not tell enough; the few codes that rounding cannot tell apart are compared in double. Numbers
+// of elements: `packed_sizes`. Each instruction set reads what it has packed itself.
 struct Packed {
   int16_t* codes;  // [books][codes / 32][dim / 2][32][2], padded with zeros
   float* scale;    // [books][codes padded to 32]: value of one unit of a code's integers
   float* bias;     // [books][codes padded to 32]: |e|^2 / 2 (0 for cosine), +inf for padding
   float* exact;    // [books][codes][dim]: e normalised, compared in double; null for euclidean, which compares e itself
-  float* bound;    // [books][kBounds]: largest |e|, |e - rounded e|, finite bias; then of the bytes: unit (0: do not use
-                   // them) and what search.h needs to bound their errors
-  uint8_t* bytes;      // [books][codes / 32][groups of channels][32][channels in a group]: e in 8 bits, plus 128; or null
+  float* bound;    // [books][kBounds]: largest |e|, |e - rounded e|, bias; then of the bytes: unit (0: do not use them)
+                   // and what bounds their errors
+  uint8_t* bytes;  // [books][codes / 32][groups of channels][32][channels of a group]: e in 8 bits, plus 128; or null
   int16_t* byte_bias;  // [books][codes padded to 32]: bias, the largest being 32767; or null
 };
 constexpr int64_t kBounds = 9;
