@@ -101,6 +101,11 @@ const Trap kTraps[] = {
     {"codes 0.01 apart", [](Problem& p) { draw_together(p, 1e-2f); }},
     {"codes 0.001 apart", [](Problem& p) { draw_together(p, 1e-3f); }},
     {"codes 0.00001 apart", [](Problem& p) { draw_together(p, 1e-5f); }},
+    {"codes that 8 bits hold exactly", [](Problem& p) {
+       for (float& x : p.book) x = std::round(30 * x);
+       for (int64_t d = 0; d < p.dim; d++) p.book[d] = d == 0 ? 127 : 0;
+       scale(p.z, 30);
+     }},
     {"every code twice", [](Problem& p) {
        const int64_t half = p.codes / 2 * p.dim;
        for (int64_t i = half; i < p.codes * p.dim; i++) p.book[i] = p.book[i - half];

@@ -1,5 +1,8 @@
-"""Every level of instructions, without torch: the very nearest codes, also where they are hard to screen. The program runs
-wherever it is copied to, so that levels which this machine lacks can be checked on another, or in an emulator."""
+"""Every level of instructions, without torch: the very nearest codes, also where they are hard to screen.
+
+The program runs wherever it is copied to, so that levels which this machine lacks can be checked on another, or in an
+emulator.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ def _run(directory: Path, flags: list[str], kernels: list[Path]) -> str:
     except OSError as error:
         pytest.skip(f"no compiler: {error}")
     steps = [build._compile(PROGRAM, directory, compiler)]
-    steps += [build._compile(source, directory, [*compiler, *build.ISA_FLAGS[build._isa(source)]]) for source in kernels]
+    for source in kernels:
+        steps.append(build._compile(source, directory, [*compiler, *build.ISA_FLAGS[build._isa(source)]]))
     program = directory / "nearest_codes"
     objects = [step.output for step in steps]
     steps.append(build.Step(program, objects, [*compiler, *map(str, objects), "-o", str(program)]))
