@@ -76,7 +76,8 @@ class Quantizer {
  private:
   void pack() {
     const aar::PackedSizes sizes = aar::packed_sizes(shape_);
-    packed_codes_.resize(sizes.codes);
+    packed_codes_.resize(sizes.codes + sizes.byte_bias);
+    packed_bytes_.resize(sizes.bytes);
     packed_floats_.resize(2 * sizes.scale + sizes.exact + sizes.bound);
     aar::msrq_kernels().pack(shape_, codebooks_.data(), packed(), {});
   }
@@ -84,8 +85,9 @@ class Quantizer {
   aar::Packed packed() const {
     const aar::PackedSizes sizes = aar::packed_sizes(shape_);
     float* floats = const_cast<float*>(packed_floats_.data());
-    return {const_cast<int16_t*>(packed_codes_.data()), floats, floats + sizes.scale, floats + 2 * sizes.scale,
-            floats + 2 * sizes.scale + sizes.exact};
+    int16_t* shorts = const_cast<int16_t*>(packed_codes_.data());
+    return {shorts, floats, floats + sizes.scale, floats + 2 * sizes.scale, floats + 2 * sizes.scale + sizes.exact,
+            sizes.bytes > 0 ? const_cast<uint8_t*>(packed_bytes_.data()) : nullptr, shorts + sizes.codes};
   }
 
   // As `fold` of aar_kernels/quantization/common.py; one table per scale.
@@ -131,6 +133,7 @@ class Quantizer {
   Floats codebooks_;
   std::vector<int64_t> kernel_of_, table_of_;
   std::vector<int16_t> packed_codes_;
+  std::vector<uint8_t> packed_bytes_;
   std::vector<float> packed_floats_, bias_, table_;
   aar::Shape shape_;
   aar::Action action_;

@@ -30,11 +30,13 @@ aar::Shape shape_of(const Tensor& codebooks, const Ints& lengths, const Ints& wi
 
 aar::Packed packed_of(const aar::Shape& shape, const std::vector<Tensor>& packed) {
   const aar::PackedSizes sizes = aar::packed_sizes(shape);
-  STD_TORCH_CHECK(packed.size() == 5 && packed[0].numel() == sizes.codes && packed[1].numel() == sizes.scale &&
-                      packed[3].numel() == sizes.exact && packed[4].numel() == sizes.bound,
+  STD_TORCH_CHECK(packed.size() == 7 && packed[0].numel() == sizes.codes && packed[1].numel() == sizes.scale &&
+                      packed[3].numel() == sizes.exact && packed[4].numel() == sizes.bound &&
+                      (packed[5].numel() == 0 || (packed[5].numel() == sizes.bytes && packed[6].numel() == sizes.byte_bias)),
                   "aar_native: packed codebooks of another shape");
   return {data<int16_t>(packed[0], ScalarType::Short), floats(packed[1]), floats(packed[2]), floats(packed[3]),
-          floats(packed[4])};
+          floats(packed[4]), packed[5].numel() > 0 ? data<uint8_t>(packed[5], ScalarType::Byte) : nullptr,
+          data<int16_t>(packed[6], ScalarType::Short)};
 }
 
 // table[tables][codes][taps][dim], folded[kernels][dim][taps * dim], bias[kernels][dim].
@@ -63,13 +65,15 @@ int64_t sum(const Ints& values) {
   return total;
 }
 
-std::vector<Tensor> msrq_pack(Tensor codebooks, bool cosine) {
+// bytes: whether rows are to be screened in 8 bits first, where that pays at all.
+std::vector<Tensor> msrq_pack(Tensor codebooks, bool cosine, bool bytes) {
   const Ints lengths(codebooks.size(0), 1);
   const aar::Shape shape = shape_of(codebooks, lengths, cosine);
   const aar::PackedSizes sizes = aar::packed_sizes(shape);
   std::vector<Tensor> packed = {make(codebooks, {sizes.codes}, ScalarType::Short), make(codebooks, {sizes.scale}),
                                 make(codebooks, {sizes.scale}), make(codebooks, {sizes.exact}),
-                                make(codebooks, {sizes.bound})};
+                                make(codebooks, {sizes.bound}), make(codebooks, {bytes ? sizes.bytes : 0}, ScalarType::Byte),
+                                make(codebooks, {bytes ? sizes.byte_bias : 0}, ScalarType::Short)};
   aar::msrq_kernels().pack(shape, floats(codebooks), packed_of(shape, packed), pool());
   return packed;
 }
@@ -228,7 +232,7 @@ void msrq_update(Tensor codebooks, Tensor cluster_size, Tensor embed_avg, Tensor
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
-  m.def("msrq_pack(Tensor codebooks, bool cosine) -> Tensor[]");
+  m.def("msrq_pack(Tensor codebooks, bool cosine, bool bytes=True) -> Tensor[]");
   m.def("msrq_table(Tensor codebook, Tensor folded, int taps) -> Tensor");
   m.def(
       "msrq_encode(Tensor x, Tensor? mask, Tensor codebooks, int[] lengths, int[] widths, bool cosine, Tensor[] packed, "

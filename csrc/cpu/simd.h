@@ -42,10 +42,12 @@ inline Ints load_ints(const void* p) {
 }
 inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 inline Floats splat(float x) { return x - Floats{}; }
-inline void store_shorts(int16_t* p, Floats v) {
-  const Shorts s = __builtin_convertvector(__builtin_convertvector(v, Ints), Shorts);
+inline void store_ints(void* p, Ints v) { std::memcpy(p, &v, sizeof v); }
+inline void store_shorts(void* p, Ints v) {
+  const Shorts s = __builtin_convertvector(v, Shorts);
   std::memcpy(p, &s, sizeof s);
 }
+inline void store_shorts(void* p, Floats v) { store_shorts(p, __builtin_convertvector(v, Ints)); }
 inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 inline Floats fma(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
@@ -100,6 +102,18 @@ inline Floats shuffle(Floats a, Floats b, Ints index) {
 #else
   return __builtin_shuffle(a, b, index);
 #endif
+}
+
+// The sum in the order of a tree: in fewer dependent steps than `sum_lanes`, rounded another way.
+template <int HALF = kLanes / 2>
+inline float tree_sum(Floats v) {
+  if constexpr (HALF == 0) {
+    return v[0];
+  } else {
+    Ints index;
+    for (int i = 0; i < kLanes; i++) index[i] = (i + HALF) % kLanes;
+    return tree_sum<HALF / 2>(v + shuffle(v, v, index));
+  }
 }
 
 // rows[i][j] becomes rows[j][i]: log2(kLanes) rounds, each of which shuffles two halves of the rows into each other.

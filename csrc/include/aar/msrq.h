@@ -28,22 +28,32 @@ struct Shape {
   const int64_t* widths = nullptr;
 };
 
-// Codebooks in the form the search reads. A code is screened by an exact integer dot product of 16-bit roundings, and
-// the few codes that rounding cannot tell apart are compared in double. Numbers of elements: `packed_sizes`.
+// Codebooks in the form the search reads. A code is screened by an exact integer dot product of roundings to 8 bits, or
+// to 16 where these do not tell enough; the few codes that rounding cannot tell apart are compared in double. Numbers
+// of elements: `packed_sizes`. Each instruction set reads what it has packed itself.
 struct Packed {
   int16_t* codes;  // [books][codes / 32][dim / 2][32][2], padded with zeros
   float* scale;    // [books][codes padded to 32]: value of one unit of a code's integers
   float* bias;     // [books][codes padded to 32]: |e|^2 / 2 (0 for cosine), +inf for padding
   float* exact;    // [books][codes][dim]: e normalised, compared in double; null for euclidean, which compares e itself
-  float* bound;    // [books][3]: largest |e|, |e - rounded e|, finite bias
+  float* bound;    // [books][kBounds]: largest |e|, |e - rounded e|, bias; then of the bytes: unit (0: do not use them)
+                   // and what bounds their errors
+  uint8_t* bytes;  // [books][codes / 32][groups of channels][32][channels of a group]: e in 8 bits, plus 128; or null
+  int16_t* byte_bias;  // [books][codes padded to 32]: bias, the largest being 32767; or null
 };
+constexpr int64_t kBounds = 9;
+// Channels of a code in bytes, with padding.
+inline int64_t byte_width(int64_t dim) { return (dim + 3) / 4 * 4; }
+// Few codes are screened faster than a row is rounded twice, and with many channels bytes leave too many candidates.
+inline bool bytes_pay(const Shape& shape) { return shape.codes >= 256 && shape.dim >= 4 && shape.dim <= 256; }
 struct PackedSizes {
-  int64_t codes, scale, exact, bound;
+  int64_t codes, scale, exact, bound, bytes, byte_bias;  // as many of `bias` as of `scale`
 };
 inline PackedSizes packed_sizes(const Shape& shape) {
   const int64_t size = (shape.codes + 31) / 32 * 32;
   return {shape.books * size * 2 * ((shape.dim + 1) / 2), shape.books * size,
-          shape.cosine ? shape.books * shape.codes * shape.dim : 0, shape.books * 3};
+          shape.cosine ? shape.books * shape.codes * shape.dim : 0, shape.books * kBounds,
+          bytes_pay(shape) ? shape.books * size * byte_width(shape.dim) : 0, bytes_pay(shape) ? shape.books * size : 0};
 }
 
 // How codes act on the residual. Either a table with the rows of every code, or, where codebooks change too often or
