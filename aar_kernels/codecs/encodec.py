@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .adapter import Unsupported
 from .plain import PlainResidual
+from .stacks import OriginalDecoder, OriginalEncoder
 
 
 class CoreQuantizer(PlainResidual):
@@ -47,4 +48,8 @@ class EncodecQuantizer(CoreQuantizer):
         return super().decode(q_indices) if out is None else out
 
 
-ADAPTERS = {"encodec.quantization.core_vq.ResidualVectorQuantization": EncodecQuantizer}
+ADAPTERS = {
+    "encodec.modules.seanet.SEANetEncoder": OriginalEncoder,
+    "encodec.modules.seanet.SEANetDecoder": OriginalDecoder,
+    "encodec.quantization.core_vq.ResidualVectorQuantization": EncodecQuantizer,
+}

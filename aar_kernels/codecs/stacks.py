@@ -1,26 +1,25 @@
-"""Convolutional encoders and decoders of the SEANet kind, on the packed layers of `aar_kernels.seanet`."""
+"""Convolutional encoders and decoders of the SEANet kind, on the packed layers of `aar_kernels.seanet`.
+
+EnCodec's and Mimi's, of transformers and of the original packages, differ here in what ``forward`` is called with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
 
 from ..cache import DerivedCache
-from ..seanet import LSTM, PackedSEANet
-from ..seanet.layers import Layer
+from ..seanet import Conv, PackedSEANet
+from ..seanet.encodec import encodec_layers
 from .adapter import Adapter, Unsupported, traced
 
 _packed: DerivedCache[PackedSEANet] = DerivedCache()
 
 
 class Stack(Adapter):
-    """``_run`` on the layers that ``_layers`` finds in the module."""
-
-    def _layers(self) -> Sequence[Layer | LSTM]:
-        """Raises ValueError for a part that these layers cannot express."""
-        raise NotImplementedError
+    """``_run`` on the layers that `encodec_layers` finds in the module."""
 
     @torch.no_grad()
     def _check(self) -> str:
@@ -29,16 +28,16 @@ class Stack(Adapter):
         if weight.dtype != torch.float32 or weight.device.type != "cpu":
             raise Unsupported(f"its weights are {weight.dtype} on {weight.device}; these layers are float32 on a CPU")
         try:
-            packed = PackedSEANet(self._layers())
+            layers = encodec_layers(self)
+            packed = PackedSEANet(layers)
         except ValueError as reason:
             raise Unsupported(str(reason)) from None
-        first, last = packed.parts[0].fields[0], packed.parts[-1].fields[-1]
-        length = 1280 if first.inputs < last.outputs else 8  # some frames, for an encoder and for a decoder
-        probe = torch.randn(1, first.inputs, length, generator=torch.Generator().manual_seed(0))
+        length = 4 * _hop(layers) if packed.inputs < packed.outputs else 8  # some frames for either
+        probe = torch.randn(1, packed.inputs, length, generator=torch.Generator().manual_seed(0))
         ours, theirs = packed(probe, backend="reference"), self._aar_original.forward(self, probe)
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max()):
             raise Unsupported("on a probe its output is not what its layers give")
-        return f"{len(list(self._layers()))} layers, {first.inputs} to {last.outputs} channels"
+        return f"{len(layers)} layers, {packed.inputs} to {packed.outputs} channels"
 
     @torch.compiler.disable
     def _run(self, x: Tensor) -> Tensor | None:
@@ -52,6 +51,35 @@ class Stack(Adapter):
 
         def build() -> PackedSEANet:
             with torch.inference_mode(False), torch.no_grad():
-                return PackedSEANet(self._layers())
+                return PackedSEANet(encodec_layers(self))
 
         return _packed.get(parameters, build)(x, backend=backend)
+
+
+class TransformersStack(Stack):
+    """``EncodecEncoder`` and ``EncodecDecoder``, and ``MimiDecoder``."""
+
+    def forward(self, hidden_states):
+        out = self._run(hidden_states)
+        return super().forward(hidden_states) if out is None else out
+
+
+class OriginalEncoder(Stack):
+    """``SEANetEncoder`` of `encodec`."""
+
+    def forward(self, x):
+        out = self._run(x)
+        return super().forward(x) if out is None else out
+
+
+class OriginalDecoder(Stack):
+    """``SEANetDecoder`` of `encodec`."""
+
+    def forward(self, z):
+        out = self._run(z)
+        return super().forward(z) if out is None else out
+
+
+def _hop(layers: list) -> int:
+    """Steps of input that an encoder's step of output stands for."""
+    return math.prod(layer.stride for layer in layers if isinstance(layer, Conv))

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from .api import lstm, stack
 from .layers import LSTM, Layer, PackedLSTM, PackedStack, pack, pack_lstm
+from .normed import is_normed, normed
+
+Part = PackedStack | PackedLSTM | nn.Module
 
 
 class PackedSEANet(nn.Module):
@@ -27,31 +30,51 @@ class PackedSEANet(nn.Module):
 
     def __init__(self, layers: Sequence[Layer | LSTM], *, dtype: torch.dtype = torch.float32):
         super().__init__()
-        parts: list[PackedStack | PackedLSTM] = []
-        for is_lstm, group in groupby(layers, lambda layer: isinstance(layer, LSTM)):
+        parts: list[Part] = []
+        for kind, group in groupby(layers, _kind):
             group = list(group)
-            parts += [pack_lstm(layer, dtype=dtype) for layer in group] if is_lstm else [pack(group, dtype=dtype)]
+            if kind == "stack":
+                parts.append(pack(group, dtype=dtype))
+            else:
+                parts += [(pack_lstm if kind == "lstm" else normed)(layer, dtype=dtype) for layer in group]
         ends = [_channels(part) for part in parts]
         if not parts or any(before[1] != after[0] for before, after in pairwise(ends)):
             raise ValueError(f"layers that do not follow each other: (input, output) channels {ends}")
+        #: Channels of what goes in, and of what comes out.
+        self.inputs, self.outputs = ends[0][0], ends[-1][1]
+        self._parts: list[PackedStack | PackedLSTM | None] = []  # None: a module, which holds its own weights
         for i, part in enumerate(parts):
-            self.register_buffer(f"weights{i}", part.weights)
-        self._parts = [part._replace(weights=None) for part in parts]
+            if isinstance(part, nn.Module):
+                self.add_module(f"layer{i}", part)
+            else:
+                self.register_buffer(f"weights{i}", part.weights)
+            self._parts.append(None if isinstance(part, nn.Module) else part._replace(weights=None))
 
     @property
-    def parts(self) -> list[PackedStack | PackedLSTM]:
+    def parts(self) -> list[Part]:
         """What runs in turn."""
-        return [part._replace(weights=getattr(self, f"weights{i}")) for i, part in enumerate(self._parts)]
+        return [
+            getattr(self, f"layer{i}") if part is None else part._replace(weights=getattr(self, f"weights{i}"))
+            for i, part in enumerate(self._parts)
+        ]
 
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:
         """``[B, in, T]`` in the dtype of the weights -> ``[B, out, T']``. Not differentiable."""
         for part in self.parts:
-            run = lstm if isinstance(part, PackedLSTM) else stack
-            x = run(x, part, backend=backend)
+            if isinstance(part, nn.Module):
+                x = part(x, backend=backend)
+            else:
+                x = (lstm if isinstance(part, PackedLSTM) else stack)(x, part, backend=backend)
         return x
 
 
-def _channels(part: PackedStack | PackedLSTM) -> tuple[int, int]:
+def _kind(layer: Layer | LSTM) -> str:
+    return "lstm" if isinstance(layer, LSTM) else "normed" if is_normed(layer) else "stack"
+
+
+def _channels(part: Part) -> tuple[int, int]:
+    if isinstance(part, nn.Module):
+        return part.channels
     if isinstance(part, PackedLSTM):
         return part.channels, part.channels
     return part.fields[0].inputs, part.fields[-1].outputs
