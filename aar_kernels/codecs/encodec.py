@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .adapter import Unsupported
 from .plain import PlainResidual
-from .stacks import OriginalDecoder, OriginalEncoder
+from .stacks import Stack
 
 
 class CoreQuantizer(PlainResidual):
@@ -48,8 +48,24 @@ class EncodecQuantizer(CoreQuantizer):
         return super().decode(q_indices) if out is None else out
 
 
+class EncodecEncoder(Stack):
+    """``SEANetEncoder``."""
+
+    def forward(self, x):
+        out = self._run(x)
+        return super().forward(x) if out is None else out
+
+
+class EncodecDecoder(Stack):
+    """``SEANetDecoder``."""
+
+    def forward(self, z):
+        out = self._run(z)
+        return super().forward(z) if out is None else out
+
+
 ADAPTERS = {
-    "encodec.modules.seanet.SEANetEncoder": OriginalEncoder,
-    "encodec.modules.seanet.SEANetDecoder": OriginalDecoder,
+    "encodec.modules.seanet.SEANetEncoder": EncodecEncoder,
+    "encodec.modules.seanet.SEANetDecoder": EncodecDecoder,
     "encodec.quantization.core_vq.ResidualVectorQuantization": EncodecQuantizer,
 }

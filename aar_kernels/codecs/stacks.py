@@ -64,22 +64,6 @@ class TransformersStack(Stack):
         return super().forward(hidden_states) if out is None else out
 
 
-class OriginalEncoder(Stack):
-    """``SEANetEncoder`` of `encodec`."""
-
-    def forward(self, x):
-        out = self._run(x)
-        return super().forward(x) if out is None else out
-
-
-class OriginalDecoder(Stack):
-    """``SEANetDecoder`` of `encodec`."""
-
-    def forward(self, z):
-        out = self._run(z)
-        return super().forward(z) if out is None else out
-
-
 def _hop(layers: list) -> int:
     """Steps of input that an encoder's step of output stands for."""
     return math.prod(layer.stride for layer in layers if isinstance(layer, Conv))

@@ -33,7 +33,7 @@ def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
 def norm_(x: Tensor, scale: Tensor, shift: Tensor, eps: float, add: Tensor | None) -> None:
     """``x[B, T, C]`` becomes ``GroupNorm(1, C)(x)``, plus ``add[B, T, C]`` unless it is None."""
     with torch.autocast(x.device.type, enabled=False):
-        out = F.group_norm(x.transpose(1, 2), 1, scale, shift, eps).transpose(1, 2)
+        out = torch.group_norm(x.transpose(1, 2), 1, scale, shift, eps).transpose(1, 2)
         x.copy_(out if add is None else out + add)
 
 
