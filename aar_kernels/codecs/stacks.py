@@ -15,18 +15,25 @@ from ..seanet import Conv, PackedSEANet
 from ..seanet.encodec import encodec_layers
 from .adapter import Adapter, Unsupported, traced
 
-_packed: DerivedCache[PackedSEANet] = DerivedCache()
+_packed: DerivedCache[PackedSEANet | None] = DerivedCache()
 
 
 class Stack(Adapter):
     """``_run`` on the layers that `encodec_layers` finds in the module."""
 
-    @torch.no_grad()
     def _check(self) -> str:
-        """Compares both on a probe, since attributes do not tell all that a forward pass does."""
         weight = next(self.parameters())
         if weight.dtype != torch.float32 or weight.device.type != "cpu":
             raise Unsupported(f"its weights are {weight.dtype} on {weight.device}; these layers are float32 on a CPU")
+        packed, count = self._pack()
+        return f"{count} layers, {packed.inputs} to {packed.outputs} channels"
+
+    @torch.no_grad()
+    def _pack(self) -> tuple[PackedSEANet, int]:
+        """The module with the weights that it has now, and its number of layers.
+
+        Both are compared on a probe, since attributes do not tell all that a forward pass does. Raises `Unsupported`.
+        """
         try:
             layers = encodec_layers(self)
             packed = PackedSEANet(layers)
@@ -37,7 +44,7 @@ class Stack(Adapter):
         ours, theirs = packed(probe, backend="reference"), self._aar_original.forward(self, probe)
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max()):
             raise Unsupported("on a probe its output is not what its layers give")
-        return f"{len(layers)} layers, {packed.inputs} to {packed.outputs} channels"
+        return packed, len(layers)
 
     @torch.compiler.disable
     def _run(self, x: Tensor) -> Tensor | None:
@@ -49,11 +56,15 @@ class Stack(Adapter):
         if (backend := self._choose("seanet_stack", x, *parameters)) is None:
             return None
 
-        def build() -> PackedSEANet:
-            with torch.inference_mode(False), torch.no_grad():
-                return PackedSEANet(encodec_layers(self))
+        def build() -> PackedSEANet | None:
+            with torch.inference_mode(False):
+                try:
+                    return self._pack()[0]
+                except Unsupported:  # of a class that was never checked (`patch_mapping`), or no longer so
+                    return None
 
-        return _packed.get(parameters, build)(x, backend=backend)
+        packed = _packed.get(parameters, build)
+        return None if packed is None else packed(x, backend=backend)
 
 
 class TransformersStack(Stack):

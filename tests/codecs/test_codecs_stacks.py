@@ -234,3 +234,40 @@ def test_a_stack_that_does_more_than_its_layers_is_left_alone():
     left = {entry.path: entry.reason for entry in report.left}
     assert set(left) == {"decoder"}
     assert "probe" in left["decoder"]
+
+
+@torch.no_grad()
+def test_the_patch_mapping_of_transformers(tmp_path, monkeypatch):
+    """Models that transformers builds, or loads, from our classes in place of its own."""
+    patching = pytest.importorskip("transformers.monkey_patching")
+    original = mimi(codebook_size=64, num_quantizers=4)
+    fill(original)
+    original.save_pretrained(tmp_path)
+    wav = 30 * waves(256)
+    before, latents = original.encode(wav).audio_codes, original.encoder.encoder_seanet(wav)
+    mapping = ak.codecs.patch_mapping()
+    assert {"^MimiEncoder$", "^MimiDecoder$", "^MimiResidualVectorQuantizer$", "^EncodecEncoder$"} <= set(mapping)
+    patching.register_patch_mapping(mapping)
+    try:
+        with patching.apply_patches():
+            built = transformers.MimiModel(original.config).eval()
+        built.load_state_dict(original.state_dict())
+        loaded = transformers.MimiModel.from_pretrained(tmp_path).eval()
+        with patching.apply_patches():
+            odd = transformers.EncodecModel(transformers.EncodecConfig(num_filters=4, trim_right_ratio=0.5)).eval()
+    finally:
+        patching.unregister_patch_mapping(list(mapping))
+    assert not isinstance(transformers.MimiModel(original.config).encoder.encoder_seanet, Adapter)
+    for model in (built, loaded):
+        adapters = [name for name, module in model.named_modules() if isinstance(module, Adapter)]
+        assert len(adapters) == 4, adapters
+        assert_near(model.encoder.encoder_seanet(wav), latents)
+        assert torch.equal(model.encode(wav).audio_codes, before)
+        assert not ak.accelerate(model).left
+        ak.restore(model)
+        assert not any(isinstance(module, Adapter) for module in model.modules())
+    # What the operators lack is found at the call, and is the package's.
+    z = torch.randn(1, 128, 5)
+    ours = odd.decoder(z)
+    ak.restore(odd)
+    assert torch.equal(ours, odd.decoder(z))
