@@ -13,6 +13,7 @@ from .layers import LSTM, Layer, PackedLSTM, PackedStack, pack, pack_lstm
 from .normed import is_normed, normed
 
 Part = PackedStack | PackedLSTM | nn.Module
+LSTM_STEPS = 16384  # of a longer signal, which is then overwritten, that an LSTM takes at a time
 
 
 class PackedSEANet(nn.Module):
@@ -60,12 +61,24 @@ class PackedSEANet(nn.Module):
 
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:
         """``[B, in, T]`` in the dtype of the weights -> ``[B, out, T']``. Not differentiable."""
-        for part in self.parts:
+        for i, part in enumerate(self.parts):
             if isinstance(part, nn.Module):
                 x = part(x, backend=backend)
+            elif isinstance(part, PackedStack):
+                x = stack(x, part, backend=backend)
+            elif i > 0 and x.shape[2] > LSTM_STEPS:
+                _lstm_in_place(x, part, backend)
             else:
-                x = (lstm if isinstance(part, PackedLSTM) else stack)(x, part, backend=backend)
+                x = lstm(x, part, backend=backend)
         return x
+
+
+def _lstm_in_place(x: Tensor, part: PackedLSTM, backend: str | None) -> None:
+    """A long signal at the latent rate is the most that is in memory: an hour of it is half a gigabyte."""
+    state = None
+    for chunk in x.split(LSTM_STEPS, dim=2):
+        out, state = lstm(chunk, part, state=state, return_state=True, backend=backend)
+        chunk.copy_(out)
 
 
 def _kind(layer: Layer | LSTM) -> str:

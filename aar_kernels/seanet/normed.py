@@ -21,6 +21,13 @@ def is_normed(layer: Layer) -> bool:
     return any(getattr(conv, "norm", None) is not None for conv in convs)
 
 
+def without_norms(layer: Layer) -> Layer:
+    if not isinstance(layer, Residual):
+        return replace(layer, norm=None)
+    convs = {"first": layer.first, "narrow": layer.narrow, "shortcut": layer.shortcut}
+    return Residual(**{name: None if conv is None else replace(conv, norm=None) for name, conv in convs.items()})
+
+
 def normed(layer: Layer, *, dtype: torch.dtype) -> nn.Module:
     return NormedResidual(layer, dtype) if isinstance(layer, Residual) else NormedConv(layer, dtype)
 
@@ -30,7 +37,7 @@ class NormedConv(nn.Module):
 
     def __init__(self, layer: Conv | ConvTranspose, dtype: torch.dtype):
         super().__init__()
-        packed = pack([replace(layer, norm=None)], dtype=dtype)
+        packed = pack([without_norms(layer)], dtype=dtype)
         (self.fields,) = packed.fields
         self.register_buffer("weights", packed.weights)
         self.eps = None if layer.norm is None else layer.norm.eps
@@ -67,9 +74,7 @@ class NormedResidual(nn.Module):
 
     def __init__(self, layer: Residual, dtype: torch.dtype):
         super().__init__()
-        convs = {"first": layer.first, "narrow": layer.narrow, "shortcut": layer.shortcut}
-        plain = {name: None if conv is None else replace(conv, norm=None) for name, conv in convs.items()}
-        pack([Residual(**plain)])  # only to learn whether they fit together
+        pack([without_norms(layer)])  # only to learn whether its convolutions fit together
         self.first = NormedConv(replace(layer.first, elu=True), dtype)
         self.narrow = NormedConv(replace(layer.narrow, elu=True), dtype)
         self.shortcut = None if layer.shortcut is None else NormedConv(layer.shortcut, dtype)
