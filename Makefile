@@ -28,11 +28,14 @@ lint: $(INSTALLED)
 clean:
 	rm -rf build dist *.egg-info aar_kernels/*.so aar_kernels/_build_info.json $(INSTALLED)
 
-# torch comes first and by its exact version, so that nothing installed later chooses another build of it.
+# torch comes first and by its exact version, so that nothing installed later chooses another build of it. The codecs of
+# the last line would do that, or bring a torchaudio that does not load beside it: their tests need neither, and are
+# skipped where a package is not to be had.
 $(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	$(PIP) setuptools pybind11 ninja
 	$(PIP) --no-build-isolation --editable '.[test]'
+	-$(PIP) --no-deps --no-build-isolation encodec descript-audio-codec moshi
 	touch $@
 
 $(BIN)/python:

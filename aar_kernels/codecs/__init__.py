@@ -5,6 +5,6 @@ methods run on `aar_kernels.quantization`. The trail: `accelerate` (the search, 
 adapter is), `plain` and `projected` (the two families of quantizers), and one small file for each package.
 """
 
-from .accelerate import Entry, Report, accelerate, restore
+from .accelerate import Entry, Report, accelerate, patch_mapping, restore
 
-__all__ = ["Entry", "Report", "accelerate", "restore"]
+__all__ = ["Entry", "Report", "accelerate", "patch_mapping", "restore"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class Report:
 
 
 def accelerate(model: nn.Module, *, backend: str | None = None) -> Report:
-    """Let residual quantizers in ``model``, EnCodec's convolutional stacks and VAR's attention run fused, in place.
+    """Let residual quantizers in ``model``, EnCodec's and Mimi's stacks, and VAR's attention run fused, in place.
 
     Encoding and decoding, and ``forward`` in eval mode, keep their signatures and results: codes are the same except
     where float32 rounding decides. Weights stay where they are and are read live: ``load_state_dict``, ``.to()`` and
@@ -115,6 +116,35 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Adapter):
             module.__class__ = original_class(module)
+
+
+def patch_mapping(*, backend: str | None = None) -> dict[str, type[nn.Module]]:
+    """The same classes for transformers' own way of patching, which builds models from them::
+
+        transformers.monkey_patching.register_patch_mapping(aar_kernels.codecs.patch_mapping())
+        model = MimiModel.from_pretrained(...)  # no `accelerate` needed, and `restore` works
+
+    No report tells what was replaced: what the operators lack is found when the module is first called, and runs the
+    package's own code. A class whose methods this version of transformers changed is not in the mapping.
+
+    Args:
+        backend: as in `accelerate`.
+
+    Returns:
+        replacements by patterns of class names: ``register_patch_mapping`` looks for a name anywhere in another.
+    """
+    mapping = {}
+    for name, adapter in ADAPTERS.items():
+        module, _, attribute = name.rpartition(".")
+        if not name.startswith("transformers."):
+            continue
+        try:
+            original = getattr(importlib.import_module(module), attribute)
+            check_signatures(adapter, original)
+        except (ImportError, AttributeError, Unsupported):  # a model that this version does not have, or not like this
+            continue
+        mapping[f"^{attribute}$"] = adapted(original, adapter, backend)
+    return mapping
 
 
 def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module, type[Adapter]]]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .adapter import Unsupported
 from .plain import PlainResidual
+from .stacks import Stack
 
 
 class CoreQuantizer(PlainResidual):
@@ -47,4 +48,24 @@ class EncodecQuantizer(CoreQuantizer):
         return super().decode(q_indices) if out is None else out
 
 
-ADAPTERS = {"encodec.quantization.core_vq.ResidualVectorQuantization": EncodecQuantizer}
+class EncodecEncoder(Stack):
+    """``SEANetEncoder``."""
+
+    def forward(self, x):
+        out = self._run(x)
+        return super().forward(x) if out is None else out
+
+
+class EncodecDecoder(Stack):
+    """``SEANetDecoder``."""
+
+    def forward(self, z):
+        out = self._run(z)
+        return super().forward(z) if out is None else out
+
+
+ADAPTERS = {
+    "encodec.modules.seanet.SEANetEncoder": EncodecEncoder,
+    "encodec.modules.seanet.SEANetDecoder": EncodecDecoder,
+    "encodec.quantization.core_vq.ResidualVectorQuantization": EncodecQuantizer,
+}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import abc
+
+from torch import Tensor
+
 from .encodec import CoreQuantizer
 from .plain import AveragedResidual
+from .stacks import Stack
 
 
 class MoshiQuantizer(AveragedResidual, CoreQuantizer):
@@ -18,4 +23,36 @@ class MoshiQuantizer(AveragedResidual, CoreQuantizer):
         return super().decode(codes) if out is None else out
 
 
-ADAPTERS = {"moshi.quantization.core_vq.ResidualVectorQuantization": MoshiQuantizer}
+class MoshiStack(abc.ABC, Stack):
+    """The original runs where it streams.
+
+    ABC comes first as it does in moshi's modules, for Python exchanges no classes that begin otherwise; so `forward`
+    must be a subclass's own to come before the original's.
+    """
+
+    def _run(self, x: Tensor) -> Tensor | None:
+        streams = any(getattr(module, "is_streaming", False) for module in self.modules())
+        return None if streams else super()._run(x)
+
+
+class MoshiEncoder(MoshiStack):
+    """``SEANetEncoder``. The original refuses a signal that is no multiple of its hop."""
+
+    def forward(self, x):
+        out = self._run(x) if x.shape[-1] % self.hop_length == 0 else None
+        return super().forward(x) if out is None else out
+
+
+class MoshiDecoder(MoshiStack):
+    """``SEANetDecoder``."""
+
+    def forward(self, z):
+        out = self._run(z)
+        return super().forward(z) if out is None else out
+
+
+ADAPTERS = {
+    "moshi.modules.seanet.SEANetEncoder": MoshiEncoder,
+    "moshi.modules.seanet.SEANetDecoder": MoshiDecoder,
+    "moshi.quantization.core_vq.ResidualVectorQuantization": MoshiQuantizer,
+}

@@ -1,4 +1,4 @@
-"""Plain residual quantizers: each level subtracts the nearest row (Euclidean) of its codebook."""
+"""Plain residual quantizers: each level subtracts the nearest row of its codebook."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ class PlainResidual(Adapter):
         """``[levels, K, D]``, or ``[1, K, D]`` for one codebook that all levels share."""
         return torch.stack(list(sources))
 
+    def _metric(self) -> str:
+        return "euclidean"
+
     def _check(self) -> str:
         sources = self._sources()
         sizes = {tuple(tensor.shape) for tensor in sources if tensor.dim() == sources[0].dim()}
@@ -34,7 +37,7 @@ class PlainResidual(Adapter):
             raise Unsupported(f"its codebooks differ in size: {sorted(sizes)}")
         with torch.no_grad():
             books, size, dim = self._stack([tensor.to("meta") for tensor in sources]).shape
-        return f"{books} x {size} codes of {dim} channels, euclidean"
+        return f"{books} x {size} codes of {dim} channels, {self._metric()}"
 
     def _levels(self, count: int, length: int) -> Levels | None:
         """The first ``count`` levels as data, for sequences of ``length``; None if they cannot be remembered."""
@@ -46,7 +49,8 @@ class PlainResidual(Adapter):
             with torch.inference_mode(False), torch.no_grad():  # made in inference mode, it would have no version
                 return self._stack(sources).contiguous()
 
-        return Levels(ScaleSchedule((length,) * count), _codebooks.get(sources, build, type(self)))
+        books = _codebooks.get(sources, build, type(self))
+        return Levels(ScaleSchedule((length,) * count), books, metric=self._metric())
 
     @torch.compiler.disable
     def _encode(self, x: Tensor, count: int) -> Tensor | None:

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.weight_norm import WeightNorm
 
 from .. import quantization
 from ..cache import DerivedCache
 from ..quantization import ProjectedLevels
+from ..weight_norm import current_weight
 from .adapter import Adapter, Unsupported, traced
 
 _weights: DerivedCache[tuple[Tensor, ...]] = DerivedCache()
@@ -145,9 +145,5 @@ def _parameters(projection: nn.Module) -> list[Tensor]:
 
 
 def _weight(projection: nn.Module) -> Tensor:
-    """``[out, in]``, as the next forward pass would see it: weight norm of the old kind computes it in a hook."""
-    weight = projection.weight
-    for hook in projection._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm) and hook.name == "weight":
-            weight = hook.compute_weight(projection)
-    return weight.flatten(1)
+    """``[out, in]``"""
+    return current_weight(projection).flatten(1)

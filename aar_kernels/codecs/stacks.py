@@ -1,44 +1,50 @@
-"""Convolutional encoders and decoders of the SEANet kind, on the packed layers of `aar_kernels.seanet`."""
+"""Convolutional encoders and decoders of the SEANet kind, on the packed layers of `aar_kernels.seanet`.
+
+EnCodec's and Mimi's, of transformers and of the original packages, differ here in what ``forward`` is called with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
 
 from ..cache import DerivedCache
-from ..seanet import LSTM, PackedSEANet
-from ..seanet.layers import Layer
+from ..seanet import Conv, PackedSEANet
+from ..seanet.encodec import encodec_layers
 from .adapter import Adapter, Unsupported, traced
 
-_packed: DerivedCache[PackedSEANet] = DerivedCache()
+_packed: DerivedCache[PackedSEANet | None] = DerivedCache()
 
 
 class Stack(Adapter):
-    """``_run`` on the layers that ``_layers`` finds in the module."""
+    """``_run`` on the layers that `encodec_layers` finds in the module."""
 
-    def _layers(self) -> Sequence[Layer | LSTM]:
-        """Raises ValueError for a part that these layers cannot express."""
-        raise NotImplementedError
-
-    @torch.no_grad()
     def _check(self) -> str:
-        """Compares both on a probe, since attributes do not tell all that a forward pass does."""
         weight = next(self.parameters())
         if weight.dtype != torch.float32 or weight.device.type != "cpu":
             raise Unsupported(f"its weights are {weight.dtype} on {weight.device}; these layers are float32 on a CPU")
+        packed, count = self._pack()
+        return f"{count} layers, {packed.inputs} to {packed.outputs} channels"
+
+    @torch.no_grad()
+    def _pack(self) -> tuple[PackedSEANet, int]:
+        """The module with the weights that it has now, and its number of layers.
+
+        Both are compared on a probe, since attributes do not tell all that a forward pass does. Raises `Unsupported`.
+        """
         try:
-            packed = PackedSEANet(self._layers())
+            layers = encodec_layers(self)
+            packed = PackedSEANet(layers)
         except ValueError as reason:
             raise Unsupported(str(reason)) from None
-        first, last = packed.parts[0].fields[0], packed.parts[-1].fields[-1]
-        length = 1280 if first.inputs < last.outputs else 8  # some frames, for an encoder and for a decoder
-        probe = torch.randn(1, first.inputs, length, generator=torch.Generator().manual_seed(0))
+        length = 4 * _hop(layers) if packed.inputs < packed.outputs else 8  # some frames for either
+        probe = torch.randn(1, packed.inputs, length, generator=torch.Generator().manual_seed(0))
         ours, theirs = packed(probe, backend="reference"), self._aar_original.forward(self, probe)
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max()):
             raise Unsupported("on a probe its output is not what its layers give")
-        return f"{len(list(self._layers()))} layers, {first.inputs} to {last.outputs} channels"
+        return packed, len(layers)
 
     @torch.compiler.disable
     def _run(self, x: Tensor) -> Tensor | None:
@@ -50,8 +56,25 @@ class Stack(Adapter):
         if (backend := self._choose("seanet_stack", x, *parameters)) is None:
             return None
 
-        def build() -> PackedSEANet:
-            with torch.inference_mode(False), torch.no_grad():
-                return PackedSEANet(self._layers())
+        def build() -> PackedSEANet | None:
+            with torch.inference_mode(False):
+                try:
+                    return self._pack()[0]
+                except Unsupported:  # of a class that was never checked (`patch_mapping`), or no longer so
+                    return None
 
-        return _packed.get(parameters, build)(x, backend=backend)
+        packed = _packed.get(parameters, build)
+        return None if packed is None else packed(x, backend=backend)
+
+
+class TransformersStack(Stack):
+    """``EncodecEncoder`` and ``EncodecDecoder``, and ``MimiDecoder``."""
+
+    def forward(self, hidden_states):
+        out = self._run(hidden_states)
+        return super().forward(hidden_states) if out is None else out
+
+
+def _hop(layers: list) -> int:
+    """Steps of input that an encoder's step of output stands for."""
+    return math.prod(layer.stride for layer in layers if isinstance(layer, Conv))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..seanet.encodec import encodec_layers
 from .plain import PlainResidual
-from .stacks import Stack
+from .stacks import TransformersStack
 
 
 class EncodecQuantizer(PlainResidual):
@@ -30,20 +29,9 @@ class XcodecQuantizer(EncodecQuantizer):
         return [layer.codebook.embed for layer in self.quantizers]
 
 
-class EncodecStack(Stack):
-    """``EncodecEncoder`` and ``EncodecDecoder``."""
-
-    def _layers(self):
-        return encodec_layers(self)
-
-    def forward(self, hidden_states):
-        out = self._run(hidden_states)
-        return super().forward(hidden_states) if out is None else out
-
-
 ADAPTERS = {
-    "transformers.models.encodec.modeling_encodec.EncodecEncoder": EncodecStack,
-    "transformers.models.encodec.modeling_encodec.EncodecDecoder": EncodecStack,
+    "transformers.models.encodec.modeling_encodec.EncodecEncoder": TransformersStack,
+    "transformers.models.encodec.modeling_encodec.EncodecDecoder": TransformersStack,
     "transformers.models.encodec.modeling_encodec.EncodecResidualVectorQuantizer": EncodecQuantizer,
     "transformers.models.xcodec.modeling_xcodec.XcodecResidualVectorQuantization": XcodecQuantizer,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .plain import AveragedResidual
+from .stacks import Stack, TransformersStack
 
 
 class MimiQuantizer(AveragedResidual):
@@ -24,4 +25,16 @@ class MimiQuantizer(AveragedResidual):
         return out if self.output_proj is None else self.output_proj(out)
 
 
-ADAPTERS = {"transformers.models.mimi.modeling_mimi.MimiResidualVectorQuantizer": MimiQuantizer}
+class MimiEncoder(Stack):
+    """``MimiEncoder``; with a cache for streaming, the original."""
+
+    def forward(self, hidden_states, padding_cache=None):
+        out = self._run(hidden_states) if padding_cache is None else None
+        return super().forward(hidden_states, padding_cache) if out is None else out
+
+
+ADAPTERS = {
+    "transformers.models.mimi.modeling_mimi.MimiEncoder": MimiEncoder,
+    "transformers.models.mimi.modeling_mimi.MimiDecoder": TransformersStack,
+    "transformers.models.mimi.modeling_mimi.MimiResidualVectorQuantizer": MimiQuantizer,
+}

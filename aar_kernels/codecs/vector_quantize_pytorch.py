@@ -1,4 +1,7 @@
-"""`vector-quantize-pytorch`: ``ResidualVQ`` and one-dimensional ``HierarchicalVQ``, both with Euclidean codebooks."""
+"""`vector-quantize-pytorch`: ``ResidualVQ`` and one-dimensional ``HierarchicalVQ``.
+
+``GroupedResidualVQ`` is a list of the first, each of which is found.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,16 @@ from .adapter import Adapter, Unsupported, traced
 from .plain import PlainResidual
 
 _levels: DerivedCache[Levels] = DerivedCache()
+_unit_length: DerivedCache[bool] = DerivedCache()
 
 
 class ResidualVQ(PlainResidual):
     """``forward(x[B, N, C])`` in eval mode without options -> quantized ``[B, N, C]``, indices ``[B, N, levels]``,
-    losses (zeros); and ``get_output_from_indices``. All else, training among it, is the original's."""
+    losses (zeros); and ``get_output_from_indices``. All else, training among it, is the original's.
+
+    With cosine similarity the package takes the largest product of the normalised residual and a code as it stands. It
+    keeps its codes at length 1, and then that is the operators' cosine; codes of other lengths are the original's.
+    """
 
     def _sources(self) -> list[Tensor]:
         layers = self.layers[:1] if self.shared_codebook else self.layers
@@ -32,21 +40,35 @@ class ResidualVQ(PlainResidual):
         options = {
             "implicit neural codebooks": self.implicit_neural_codebook, "image maps": self.accept_image_fmap,
             "beam search": self.beam_size is not None, "DiVeQ": self.diveq,
-            "cosine similarity": any(layer.use_cosine_sim for layer in self.layers),
             "affine parameters": any(layer._codebook.affine_param for layer in self.layers),
             "a bridge": any(layer._codebook.vq_bridge is not None for layer in self.layers),
         }  # fmt: skip
         if used := [name for name, value in options.items() if value]:
             raise Unsupported(f"it uses {', '.join(used)}")
+        if self._metric() == "cosine" and self._is_filled() and not _are_unit(self._stack(self._sources())):
+            raise Unsupported("it uses cosine similarity, and its codes are not of length 1")
         return super()._check()
+
+    def _metric(self) -> str:
+        return "cosine" if self.layers[0].use_cosine_sim else "euclidean"
+
+    def _is_filled(self) -> bool:
+        """Else the original fills the codebooks by k-means at the next call, be it in eval mode."""
+        return all(layer._codebook.initted for layer in self.layers)
+
+    def _levels(self, count: int, length: int) -> Levels | None:
+        levels = super()._levels(count, length)
+        if levels is not None and levels.metric == "cosine":
+            books = levels.codebooks
+            return levels if _unit_length.get([books], lambda: _are_unit(books)) else None
+        return levels
 
     def forward(
         self, x, mask=None, indices=None, return_all_codes=False, sample_codebook_temp=None, freeze_codebook=False,
         beam_size=None, rand_quantize_dropout_fixed_seed=None,
     ):  # fmt: skip
         plain = mask is None and indices is None and beam_size is None and not return_all_codes and x.dim() == 3
-        # The original fills codebooks by k-means in eval mode too, if they never were.
-        if plain and not self.training and all(layer._codebook.initted for layer in self.layers):
+        if plain and not self.training and self._is_filled():
             codes = self._encode(self.project_in(x).mT, self.num_quantizers)
             out = None if codes is None else self._decode(codes)
             if out is not None:
@@ -64,7 +86,7 @@ class ResidualVQ(PlainResidual):
 
 
 class HierarchicalVQ(Adapter):
-    """``forward(x)`` in eval mode without mask, and ``get_output_from_indices``.
+    """``forward(x)`` in eval mode, with a mask or lengths or without, and ``get_output_from_indices``.
 
     Its phi is ``u + ratio (conv(u) - u)``, which is that of `aar_kernels.quantization.Levels` with another convolution.
     """
@@ -104,20 +126,28 @@ class HierarchicalVQ(Adapter):
         return _levels.get(sources, build, ratio)
 
     @torch.compiler.disable
-    def _quantize(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Reconstruction and codes of ``x[B, C, T]``; None where the original must run."""
+    def _quantize(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Reconstruction and codes of ``x[B, C, T]`` and ``mask[B, T]``; None where the original must run."""
         if x.dim() != 3 or 0 in x.shape or (levels := self._prepare()) is None or x.shape[1] != levels.latent_dim:
             return None
         if (backend := self._choose("msrq_encode", levels.codebooks, x)) is None:
             return None
-        codes = quantization.encode(x, levels, backend=backend)
-        if int(codes.amin()) < 0:  # a NaN or an Inf, for which the package has its own answer
+        if mask is None:
+            codes = quantization.encode(x, levels, backend=backend)
+            if int(codes.amin()) < 0:  # a NaN or an Inf, for which the package has its own answer
+                return None
+            return quantization.decode(codes, levels, length=x.shape[2], backend=backend), codes
+        if mask.dtype != torch.bool or mask.shape != (x.shape[0], x.shape[2]) or not x.isfinite().all():
             return None
-        return quantization.decode(codes, levels, length=x.shape[2], backend=backend), codes
+        codes = quantization.encode(x, levels, mask=mask, backend=backend)
+        out = quantization.decode(codes, levels, length=x.shape[2], backend=backend)
+        return out.masked_fill(~mask[:, None], 0), codes
 
     def forward(self, x, indices=None, mask=None, lens=None, sample_codebook_temp=None, return_cutoff=False):
-        plain = indices is None and mask is None and lens is None and not self.training
-        if not plain or (result := self._quantize(self.to_channel_first(x))) is None:
+        plain = indices is None and (mask is None or lens is None) and not self.training
+        rows = self.to_channel_first(x)
+        frames = mask if lens is None else torch.arange(rows.shape[-1], device=lens.device) < lens[:, None]
+        if not plain or (result := self._quantize(rows, frames)) is None:
             return super().forward(x, indices, mask, lens, sample_codebook_temp, return_cutoff)
         reconstruction, codes = result
         parts = codes.split([n for (n,) in self.level_shapes], dim=1)
@@ -141,6 +171,10 @@ class HierarchicalVQ(Adapter):
         if (out := self._reconstruct(indices, full_shape)) is None:
             return super().get_output_from_indices(indices, full_shape)
         return self.to_channel_last(out)
+
+
+def _are_unit(books: Tensor) -> bool:
+    return bool(((books.square().sum(-1) - 1).abs() <= 1e-5).all())
 
 
 ADAPTERS = {

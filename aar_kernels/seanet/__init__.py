@@ -1,12 +1,12 @@
 """The convolution stacks and the LSTM of SEANet autoencoders (EnCodec, SAT and others), for inference.
 
 The trail of the operator: `layers` (layers as data, and how weights are stored), `reference` (the mathematics), `api`
-(public functions), `ops` (schemas), `native` (backend), `module` (a whole encoder or decoder),
-`streaming` (the same in chunks).
+(public functions), `ops` (schemas), `native` (backend), `module` (a whole encoder or decoder), `normed` (layers of it
+with norms over time), `streaming` (the same in chunks).
 """
 
-from .api import lstm, stack
-from .layers import LSTM, Conv, ConvTranspose, PackedLSTM, PackedStack, Residual, pack, pack_lstm
+from .api import lstm, norm_, stack
+from .layers import LSTM, Conv, ConvTranspose, Norm, PackedLSTM, PackedStack, Residual, pack, pack_lstm
 from .module import PackedSEANet
 from .streaming import Stream
 
@@ -14,12 +14,14 @@ __all__ = [
     "LSTM",
     "Conv",
     "ConvTranspose",
+    "Norm",
     "PackedLSTM",
     "PackedSEANet",
     "PackedStack",
     "Residual",
     "Stream",
     "lstm",
+    "norm_",
     "pack",
     "pack_lstm",
     "stack",

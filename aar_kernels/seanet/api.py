@@ -66,6 +66,30 @@ def lstm(
     return (out.transpose(1, 2), after) if return_state else out.transpose(1, 2)
 
 
+def norm_(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5, *, add: Tensor | None = None, backend: str | None = None
+) -> Tensor:
+    """``GroupNorm(1, C)`` over channels and time, plus ``add``, in place and for inference: it has no gradient.
+
+    Args:
+        x: ``[B, C, T]``, channels last in memory, as the other functions return it.
+        scale: ``[C]`` in the dtype of x.
+        shift: ``[C]`` in the dtype of x.
+        add: of the shape and dtype of x.
+
+    Returns:
+        x.
+    """
+    _check(x, scale, len(scale))
+    if not x.mT.is_contiguous() or shift.shape != scale.shape or shift.dtype != x.dtype:
+        raise ValueError("x must be channels last in memory, and scale and shift [C] in its dtype")
+    if add is not None and (add.shape != x.shape or add.dtype != x.dtype):
+        raise ValueError(f"add must be {x.dtype} {list(x.shape)}, got {add.dtype} {list(add.shape)}")
+    name = dispatch.select("seanet_norm_", x, scale, shift, add, backend=backend)
+    ops.norm_(x.mT, scale, shift, eps, None if add is None else add.mT, name)
+    return x
+
+
 def _check(x: Tensor, weights: Tensor, channels: int) -> None:
     dtype = torch.float32 if weights.dtype == torch.bfloat16 else weights.dtype
     if x.dim() != 3 or x.shape[1] != channels or x.shape[2] < 1 or x.dtype != dtype:

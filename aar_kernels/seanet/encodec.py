@@ -1,6 +1,7 @@
-"""EnCodec's encoder and decoder as transformers builds them (``EncodecModel``), as layers of this package.
+"""EnCodec's encoder and decoder, and what descends from them, as layers of this package.
 
-transformers is not imported: modules are known by their attributes.
+As transformers builds them (``EncodecModel``, ``MimiModel``) and as ``encodec`` and ``moshi`` do, which wrap each
+convolution once more. None of them is imported: modules are known by their attributes.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from .layers import LSTM, Conv, ConvTranspose, Layer, Residual
+from ..weight_norm import current_weight
+from .layers import LSTM, Conv, ConvTranspose, Layer, Norm, Residual
 
 __all__ = ["encodec_layers"]
 
 
 def encodec_layers(network: nn.Module) -> list[Layer | LSTM]:
-    """The layers of ``EncodecModel.encoder`` or ``.decoder`` with the weights that it has now, weight norm folded.
+    """The layers of such an encoder or decoder with the weights that it has now, weight norm folded.
 
     Raises:
-        ValueError: a part that the layers of this package cannot express, such as group norm over time.
+        ValueError: a part that the layers of this package cannot express, such as padding by the last value.
     """
-    return _sequence(network.layers)
+    return _sequence(network.layers if hasattr(network, "layers") else network.model)
 
 
 def _sequence(modules: Iterable[nn.Module]) -> list[Layer | LSTM]:
@@ -31,18 +33,12 @@ def _sequence(modules: Iterable[nn.Module]) -> list[Layer | LSTM]:
         else:
             layers.append(_layer(module, elu))
             elu = False
+    if elu:
+        raise ValueError("no layer of this package ends with ELU")
     return layers
 
 
 def _layer(module: nn.Module, elu: bool) -> Layer | LSTM:
-    conv = getattr(module, "conv", None)
-    if hasattr(module, "norm"):
-        raise ValueError("a normalisation over time has no place in a stack")
-    if isinstance(conv, nn.ConvTranspose1d) and conv.groups == 1 and module.trim_right_ratio == 1:
-        return ConvTranspose(conv.weight, conv.bias, conv.stride[0], module.causal, elu)
-    if isinstance(conv, nn.Conv1d) and conv.groups == 1 and module.pad_mode in ("reflect", "constant"):
-        reflect = module.pad_mode == "reflect"
-        return Conv(conv.weight, conv.bias, conv.stride[0], conv.dilation[0], module.causal, reflect, elu)
     if hasattr(module, "block") and hasattr(module, "shortcut") and not elu:
         parts = _sequence(module.block)
         if len(parts) == 2 and all(isinstance(part, Conv) and part.elu for part in parts):
@@ -50,5 +46,38 @@ def _layer(module: nn.Module, elu: bool) -> Layer | LSTM:
             return Residual(*parts, None if identity else _layer(module.shortcut, False))
     lstm = getattr(module, "lstm", None)
     if isinstance(lstm, nn.LSTM) and lstm.bias and not (lstm.bidirectional or lstm.proj_size or elu):
-        return LSTM(lstm.all_weights)
-    raise ValueError(f"no layer of this package is a {type(module).__name__} such as this")
+        return LSTM(lstm.all_weights, getattr(module, "skip", True))
+    if (layer := _convolution(module, elu)) is None:
+        raise ValueError(f"no layer of this package is a {type(module).__name__} such as this")
+    return layer
+
+
+def _convolution(module: nn.Module, elu: bool) -> Conv | ConvTranspose | None:
+    """A convolution that ``module`` pads or trims; None for one that is no layer of this package."""
+    conv = _inner(module)
+    holder = module if isinstance(conv, nn.Conv1d | nn.ConvTranspose1d) else conv
+    conv = conv if holder is module else _inner(conv)
+    if not isinstance(conv, nn.Conv1d | nn.ConvTranspose1d) or conv.groups != 1:
+        return None
+    norm = _norm(getattr(holder, "norm", None))
+    weight, causal = current_weight(conv), getattr(module, "causal", True)  # moshi's are causal and do not say so
+    if isinstance(conv, nn.ConvTranspose1d):
+        if getattr(module, "trim_right_ratio", 1) != 1:
+            return None
+        return ConvTranspose(weight, conv.bias, conv.stride[0], causal, elu, norm)
+    if module.pad_mode not in ("reflect", "constant"):
+        return None
+    reflect = module.pad_mode == "reflect"
+    return Conv(weight, conv.bias, conv.stride[0], conv.dilation[0], causal, reflect, elu, norm)
+
+
+def _inner(module: nn.Module | None) -> nn.Module | None:
+    return getattr(module, "convtr", getattr(module, "conv", None))
+
+
+def _norm(module: nn.Module | None) -> Norm | None:
+    if module is None or isinstance(module, nn.Identity):
+        return None
+    if isinstance(module, nn.GroupNorm) and module.num_groups == 1 and module.affine:
+        return Norm(module.weight, module.bias, module.eps)
+    raise ValueError(f"no layer of this package is followed by a {module}")

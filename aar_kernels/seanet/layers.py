@@ -16,6 +16,20 @@ CENTERED, CAUSAL, NONE = range(3)  # paddings; NONE where the input begins with 
 
 
 @dataclass(frozen=True, eq=False)
+class Norm:
+    """``GroupNorm(1, C)``: each item has mean 0 and variance 1 over channels and time, then a scale for each channel.
+
+    Args:
+        weight: ``[C]``.
+        bias: ``[C]``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
 class Conv:
     """``Conv1d``, padded as EnCodec does: ``[B, in, T]`` -> ``[B, out, ceil(T / stride)]``.
 
@@ -28,6 +42,7 @@ class Conv:
         bias: ``[out]``, or None.
         reflect: what is added is the signal reflected, else zeros.
         elu: of the input, before the convolution.
+        norm: of the output, or None.
     """
 
     weight: Tensor
@@ -37,6 +52,7 @@ class Conv:
     causal: bool = False
     reflect: bool = True
     elu: bool = False
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +66,7 @@ class ConvTranspose:
         weight: ``[in, out, kernel]``, weight norm folded.
         bias: ``[out]``, or None.
         elu: of the input, before the convolution.
+        norm: of the output before it is trimmed, or None.
     """
 
     weight: Tensor
@@ -57,6 +74,7 @@ class ConvTranspose:
     stride: int = 1
     causal: bool = False
     elu: bool = False
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +154,12 @@ class Fields(NamedTuple):
     def context(self) -> int:
         """Steps of input before a stride that its outputs depend on, where the layer is causal."""
         return self.span - (1 if self.kind == TRANSPOSED else self.stride)
+
+    @property
+    def trim(self) -> int:
+        """Steps of output that a padded transposed convolution drops before its first."""
+        total = self.kernel - self.stride
+        return total - total // 2 if self.padding == CENTERED else 0
 
     def length(self, length: int) -> int:
         """Steps of output for steps of input."""
@@ -266,6 +290,8 @@ def _describe(layer: Layer) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:
         raise ValueError(f"a layer is a Conv, ConvTranspose or Residual, got {type(layer).__name__}")
     dilation, reflect = (1, False) if transposed else (layer.dilation, layer.reflect)
     weight, bias, stride = layer.weight, layer.bias, layer.stride
+    if layer.norm is not None:
+        raise ValueError("a norm over time needs all of a signal, and a stack has a block of it; use PackedSEANet")
     if weight.dim() != 3 or 0 in weight.shape or not weight.dtype.is_floating_point:
         raise ValueError(f"weight must be floating point in 3 dimensions, got {weight.dtype} {list(weight.shape)}")
     inputs, outputs, kernel = (weight.shape[i] for i in ((0, 1, 2) if transposed else (1, 0, 2)))

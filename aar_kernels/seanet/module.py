@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from .api import lstm, stack
 from .layers import LSTM, Layer, PackedLSTM, PackedStack, pack, pack_lstm
+from .normed import is_normed, normed
+
+Part = PackedStack | PackedLSTM | nn.Module
+LSTM_STEPS = 16384  # of a longer signal, which is then overwritten, that an LSTM takes at a time
 
 
 class PackedSEANet(nn.Module):
@@ -28,34 +32,66 @@ class PackedSEANet(nn.Module):
 
     def __init__(self, layers: Sequence[Layer | LSTM], *, dtype: torch.dtype = torch.float32):
         super().__init__()
-        parts: list[PackedStack | PackedLSTM] = []
-        for is_lstm, group in groupby(layers, lambda layer: isinstance(layer, LSTM)):
+        parts: list[Part] = []
+        for kind, group in groupby(layers, _kind):
             group = list(group)
-            parts += [pack_lstm(layer, dtype=dtype) for layer in group] if is_lstm else [pack(group, dtype=dtype)]
+            if kind == "stack":
+                parts.append(pack(group, dtype=dtype))
+            else:
+                parts += [(pack_lstm if kind == "lstm" else normed)(layer, dtype=dtype) for layer in group]
         ends = [_channels(part) for part in parts]
         if not parts or any(before[1] != after[0] for before, after in pairwise(ends)):
             raise ValueError(f"layers that do not follow each other: (input, output) channels {ends}")
+        #: Channels of what goes in, and of what comes out.
+        self.inputs, self.outputs = ends[0][0], ends[-1][1]
+        self._parts: list[PackedStack | PackedLSTM | None] = []  # None: a module, which holds its own weights
         for i, part in enumerate(parts):
-            self.register_buffer(f"weights{i}", part.weights)
-        self._parts = [part._replace(weights=None) for part in parts]
+            if isinstance(part, nn.Module):
+                self.add_module(f"layer{i}", part)
+            else:
+                self.register_buffer(f"weights{i}", part.weights)
+            self._parts.append(None if isinstance(part, nn.Module) else part._replace(weights=None))
 
     @property
-    def parts(self) -> list[PackedStack | PackedLSTM]:
+    def parts(self) -> list[Part]:
         """What runs in turn."""
-        return [part._replace(weights=getattr(self, f"weights{i}")) for i, part in enumerate(self._parts)]
+        return [
+            getattr(self, f"layer{i}") if part is None else part._replace(weights=getattr(self, f"weights{i}"))
+            for i, part in enumerate(self._parts)
+        ]
 
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:
         """``[B, in, T]`` -> ``[B, out, T']``, in the dtype of the weights, or fp32 where these are bf16.
 
         Not differentiable.
         """
-        for part in self.parts:
-            run = lstm if isinstance(part, PackedLSTM) else stack
-            x = run(x, part, backend=backend)
+        for i, part in enumerate(self.parts):
+            if isinstance(part, nn.Module):
+                x = part(x, backend=backend)
+            elif isinstance(part, PackedStack):
+                x = stack(x, part, backend=backend)
+            elif i > 0 and x.shape[2] > LSTM_STEPS:
+                _lstm_in_place(x, part, backend)
+            else:
+                x = lstm(x, part, backend=backend)
         return x
 
 
-def _channels(part: PackedStack | PackedLSTM) -> tuple[int, int]:
+def _lstm_in_place(x: Tensor, part: PackedLSTM, backend: str | None) -> None:
+    """A long signal at the latent rate is the most that is in memory: an hour of it is half a gigabyte."""
+    state = None
+    for chunk in x.split(LSTM_STEPS, dim=2):
+        out, state = lstm(chunk, part, state=state, return_state=True, backend=backend)
+        chunk.copy_(out)
+
+
+def _kind(layer: Layer | LSTM) -> str:
+    return "lstm" if isinstance(layer, LSTM) else "normed" if is_normed(layer) else "stack"
+
+
+def _channels(part: Part) -> tuple[int, int]:
+    if isinstance(part, nn.Module):
+        return part.channels
     if isinstance(part, PackedLSTM):
         return part.channels, part.channels
     return part.fields[0].inputs, part.fields[-1].outputs

@@ -24,6 +24,12 @@ def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     return torch.ops.aar_native.seanet_stack(x.contiguous(), weights, layers, block)
 
 
+def norm_(x: Tensor, scale: Tensor, shift: Tensor, eps: float, add: Tensor | None) -> None:
+    add = None if add is None else add.contiguous()
+    torch.ops.aar_native.seanet_norm_(x, scale.contiguous(), shift.contiguous(), eps, add)
+    torch.autograd.graph.increment_version(x)
+
+
 def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool, state: Tensor | None) -> tuple[Tensor, Tensor]:
     state = None if state is None else state.contiguous()
     return torch.ops.aar_native.seanet_lstm(x.contiguous(), weights.flatten(), weights.shape[0], skip, state)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import dispatch
 from .layers import split_fields
 
-dispatch.register(__package__, "seanet_stack", "seanet_lstm")
+dispatch.register(__package__, "seanet_stack", "seanet_lstm", "seanet_norm_")
 
 # x is [B, T, C] in fp32 (fp64: reference). The rest are the parts of a PackedStack or PackedLSTM, of x's dtype
 # or bf16.
@@ -19,6 +19,7 @@ _WEIGHTED = "(Tensor x, Tensor weights"
 _SCHEMAS = {
     "seanet_stack": f"{_WEIGHTED}, int[] layers, int block, str backend) -> Tensor",
     "seanet_lstm": f"{_WEIGHTED}, int channels, bool skip, Tensor? state, str backend) -> (Tensor, Tensor)",
+    "seanet_norm_": "(Tensor(a!) x, Tensor scale, Tensor shift, float eps, Tensor? add, str backend) -> ()",
 }
 
 _library = torch.library.Library("aar_kernels", "FRAGMENT")
@@ -36,8 +37,14 @@ def _lstm(*args):
     return dispatch.module("seanet_lstm", backend).lstm(*args)
 
 
+def _norm_(*args):
+    *args, backend = args
+    dispatch.module("seanet_norm_", backend).norm_(*args)
+
+
 _library.impl("seanet_stack", _stack, "CompositeExplicitAutograd")
 _library.impl("seanet_lstm", _lstm, "CompositeExplicitAutograd")
+_library.impl("seanet_norm_", _norm_, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("aar_kernels::seanet_stack", lib=_library)
@@ -53,6 +60,11 @@ def _(x, weights, channels, skip, state, backend):
     return x.new_empty(x.shape), x.new_empty(weights.shape[0], 2, x.shape[0], channels)
 
 
+@torch.library.register_fake("aar_kernels::seanet_norm_", lib=_library)
+def _(x, scale, shift, eps, add, backend):
+    pass
+
+
 def stack(*args) -> Tensor:
     """Run the operator; the backend's name is the last argument."""
     return torch.ops.aar_kernels.seanet_stack(*args)
@@ -61,3 +73,8 @@ def stack(*args) -> Tensor:
 def lstm(*args) -> tuple[Tensor, Tensor]:
     """Run the operator; the backend's name is the last argument."""
     return torch.ops.aar_kernels.seanet_lstm(*args)
+
+
+def norm_(*args) -> None:
+    """Run the operator; the backend's name is the last argument."""
+    torch.ops.aar_kernels.seanet_norm_(*args)

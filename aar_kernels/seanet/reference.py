@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import CAUSAL, CENTERED, NONE, RESIDUAL, TRANSPOSED, Fields, PackedLSTM, PackedStack, unpack, unpack_lstm
+from .layers import CENTERED, NONE, RESIDUAL, TRANSPOSED, Fields, PackedLSTM, PackedStack, unpack, unpack_lstm
 
 
 def unavailable() -> str | None:
@@ -28,6 +28,13 @@ def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
         for fields, products in zip(packed.fields, unpack(packed), strict=True):
             x = _layer(x, fields, products)
     return x.transpose(1, 2).contiguous()
+
+
+def norm_(x: Tensor, scale: Tensor, shift: Tensor, eps: float, add: Tensor | None) -> None:
+    """``x[B, T, C]`` becomes ``GroupNorm(1, C)(x)``, plus ``add[B, T, C]`` unless it is None."""
+    with torch.autocast(x.device.type, enabled=False):
+        out = torch.group_norm(x.transpose(1, 2), 1, scale, shift, eps).transpose(1, 2)
+        x.copy_(out if add is None else out + add)
 
 
 def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -76,8 +83,7 @@ def _conv_transpose(x: Tensor, fields: Fields, matrix: Tensor, bias: Tensor) -> 
     stride, length = fields.stride, fields.length(x.shape[-1])
     taps = matrix.reshape(fields.taps, fields.inputs, stride, fields.outputs).permute(1, 3, 0, 2).flip(2)
     weight = taps.flatten(2)[..., : fields.kernel]
-    total = fields.kernel - stride
-    left = {CENTERED: total - total // 2, CAUSAL: 0, NONE: fields.context * stride}[fields.padding]
+    left = fields.context * stride if fields.padding == NONE else fields.trim
     return F.conv_transpose1d(x, weight, bias[: fields.outputs], stride)[..., left : left + length]
 
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .api import lstm, stack
 from .layers import CAUSAL, NONE, TRANSPOSED, PackedLSTM, PackedStack
@@ -28,6 +28,8 @@ class Stream:
     def __init__(self, net: PackedSEANet):
         self._layers: list[PackedStack | PackedLSTM] = []
         for part in net.parts:
+            if isinstance(part, nn.Module):
+                raise ValueError("a norm over time needs all of a signal, which a stream never has")
             self._layers += [part] if isinstance(part, PackedLSTM) else _single_layers(part)
         self._states: list[Tensor | None] = [None] * len(self._layers)
         self._odd = [0] * len(self._layers)  # whether an odd number of steps of a layer's product came before

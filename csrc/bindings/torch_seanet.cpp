@@ -78,14 +78,26 @@ std::tuple<Tensor, Tensor> seanet_lstm(Tensor x, Tensor weights, int64_t count, 
   return {out, after};
 }
 
+// x[B][T][C] in place, scale[C], shift[C], add of the size of x or none
+void seanet_norm_(Tensor x, Tensor scale, Tensor shift, double eps, MaybeTensor add) {
+  STD_TORCH_CHECK(x.dim() == 3 && scale.numel() == x.size(2) && shift.numel() == x.size(2) &&
+                      (!add || add->numel() == x.numel()),
+                  "aar_native: x is not [B, T, C], or what is added is of another size");
+  if (x.numel() > 0)
+    aar::seanet_kernels().norm(floats(x), x.size(0), x.size(1), x.size(2), floats(scale), floats(shift), float(eps),
+                               floats(add), pool());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
   m.def("seanet_stack(Tensor x, Tensor weights, int[] layers, int block) -> Tensor");
   m.def("seanet_lstm(Tensor x, Tensor weights, int layers, bool skip, Tensor? state) -> (Tensor, Tensor)");
+  m.def("seanet_norm_(Tensor(a!) x, Tensor scale, Tensor shift, float eps, Tensor? add) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(aar_native, CPU, m) {
   m.impl("seanet_stack", TORCH_BOX(&seanet_stack));
   m.impl("seanet_lstm", TORCH_BOX(&seanet_lstm));
+  m.impl("seanet_norm_", TORCH_BOX(&seanet_norm_));
 }

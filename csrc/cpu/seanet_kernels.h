@@ -6,6 +6,7 @@
 
 #include "lstm.h"
 #include "sliding.h"
+#include "time_norm.h"
 
 namespace aar {
 namespace AAR_ISA {
@@ -253,4 +254,5 @@ inline void seanet_stack(const SeanetLayer* layers, int64_t count, Element weigh
 
 // Where a level's file instantiates the table of kernels.
 #define AAR_DEFINE_SEANET(LEVEL) \
-  const aar::SeanetKernels aar::seanet_kernels_##LEVEL = {AAR_ISA::seanet_stack, AAR_ISA::lstm};
+  const aar::SeanetKernels aar::seanet_kernels_##LEVEL = {AAR_ISA::seanet_stack, AAR_ISA::lstm, \
+                                                           AAR_ISA::time_norm};

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from aar import SAT, SATConfig
-from benchmarks import codec
+from benchmarks import codec, onnx_peer
 
 TINY = SATConfig(n_filters=2, ratios=(4, 2), lengths=(1, 3, 9), dim=12, latent_dim=6, lstm_layers=1, codebook_size=20)
 ARGUMENTS = ["--codec", "small", "--threads", "1", "--batch", "2", "--runs", "1", "--no-compile"]
@@ -49,3 +50,28 @@ def test_flops_of_the_published_encoder():
         steps = codec._steps(part, steps)
     assert flops == pytest.approx(3.461e9, rel=1e-3)
     assert steps == 75
+
+
+@pytest.mark.parametrize(("name", "gflop"), [("encodec48", (5.5, 7)), ("mimi", (2, 6))])
+def test_stacks_of_transformers(name, gflop):
+    """Published sizes: what the layers of one second cost, and that every variant has the input it takes."""
+    for half in codec._halves([name], True, None):
+        length, flops = half.steps, 0
+        for part in codec._packed(half.network):
+            flops += codec._flops(part, length)
+            length = codec._steps(part, length)
+        assert gflop[0] < flops / 1e9 < gflop[1], flops
+        assert half.input(2).shape[0] == 2
+        assert list(half.variants)[:2] == ["ours", "eager"]
+
+
+@torch.no_grad()
+def test_onnx_runtime():
+    """A peer where it is installed: any batch, and the network's own numbers."""
+    if onnx_peer.missing():
+        pytest.skip(f"not installed: {', '.join(onnx_peer.missing())}")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv1d(2, 4, 3), torch.nn.ELU())
+    run = onnx_peer.onnx_runtime(network, torch.randn(1, 2, 20))
+    x = torch.randn(3, 2, 20)
+    torch.testing.assert_close(run(x), network(x))

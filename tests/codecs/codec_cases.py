@@ -28,6 +28,7 @@ class Plain:
     decode: Callable[[nn.Module, Tensor], Tensor]  # codes [B, levels, T] -> [B, C, T]
     codebooks: Callable[[nn.Module], Tensor]  # [levels, K, D]
     project: Callable[[nn.Module, Tensor], Tensor] = lambda module, x: x  # [B, C, T] -> what is quantized [B, D, T]
+    metric: str = "euclidean"
 
 
 def fill(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -138,19 +139,33 @@ def residual_vq(rng, **options) -> Plain:
         lambda m, codes: m.get_output_from_indices(codes.permute(0, 2, 1)).mT,
         lambda m: m.codebooks,
         lambda m, x: m.project_in(x.mT).mT,
+        metric="cosine" if options.get("use_cosine_sim") else "euclidean",
     )  # fmt: skip
+
+
+def cosine_vq(rng) -> Plain:
+    return residual_vq(rng, use_cosine_sim=True)
 
 
 PLAIN = {
     "transformers EnCodec": hf_encodec, "transformers X-Codec": hf_xcodec, "transformers Mimi": hf_mimi,
-    "encodec": encodec, "moshi": moshi, "ResidualVQ": residual_vq,
+    "encodec": encodec, "moshi": moshi, "ResidualVQ": residual_vq, "ResidualVQ, cosine": cosine_vq,
 }  # fmt: skip
 
 
 def make_plain(name: str, rng) -> Plain:
     case = PLAIN[name](rng)
     fill(case.module.eval(), rng.randint(0, 1000))
+    if case.metric == "cosine":
+        unit_codes(case.module)
     return case
+
+
+def unit_codes(module: nn.Module) -> None:
+    """As the package keeps them where it searches by cosine."""
+    for name, buffer in module.named_buffers():
+        if name.endswith("embed"):
+            buffer.copy_(nn.functional.normalize(buffer, dim=-1))
 
 
 @torch.no_grad()
@@ -158,7 +173,8 @@ def assert_same_codes(codes: Tensor, theirs: Tensor, case: Plain, original: nn.M
     """The codes ``[B, n, T]`` are those of the package, or both are as near as float32 can tell from float64."""
     assert codes.dtype == theirs.dtype
     assert codes.shape == theirs.shape
-    levels = Levels(ScaleSchedule((x.shape[-1],) * codes.shape[1]), case.codebooks(original).detach())
+    schedule = ScaleSchedule((x.shape[-1],) * codes.shape[1])
+    levels = Levels(schedule, case.codebooks(original).detach(), metric=case.metric)
     rows = Case(levels, case.project(original, x).mT.contiguous().mT, None)
     assert_codes(codes.flatten(1), rows)
     if not torch.equal(codes, theirs):

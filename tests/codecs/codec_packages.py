@@ -1,8 +1,8 @@
 """Packages whose quantizers are tested, imported with stand-ins for what the quantizers do not need.
 
 `encodec`, `dac` and `moshi` import packages for audio files and text that are large, or that do not load beside a CPU
-build of torch; their quantizers use none of it. For the same reason they are not in the test extra, which would bring
-those packages along: `pip install --no-deps encodec descript-audio-codec moshi` adds their tests.
+build of torch; what is tested uses none of it. For the same reason they are not in the test extra, which would bring
+those packages along: `make build` installs them by `pip install --no-deps encodec descript-audio-codec moshi`.
 """
 
 from __future__ import annotations

@@ -69,11 +69,11 @@ def test_whole_models_of_transformers(make):
     before = model.encode(wav), model(wav)
     assert len(before[0].audio_codes.unique()) > 10  # else there would be little to compare
     report = ak.accelerate(model)
-    assert len(report.replaced) == (2 if make is hf_mimi else 3)
+    assert len(report.replaced) == (4 if make is hf_mimi else 3)
     for _ in range(2):
         after = model.encode(wav), model(wav)
         assert torch.equal(before[0].audio_codes, after[0].audio_codes)
-        torch.testing.assert_close(after[1].audio_values, before[1].audio_values)
+        torch.testing.assert_close(after[1].audio_values, before[1].audio_values, rtol=1e-4, atol=1e-4)
         ak.restore(model)
 
 
@@ -83,10 +83,12 @@ def test_whole_models_of_encodec(rate):
     model = encodec(rate)
     wav = torch.randn(1, model.channels, rate * 100, generator=torch.Generator().manual_seed(0))
     frames, sound = model.encode(wav), model(wav)
-    ak.accelerate(model)
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(frames, model.encode(wav), strict=True))
-    assert torch.equal(model(wav), sound)
-    assert torch.equal(model.decode(frames)[..., : wav.shape[-1]], sound)
+    report = ak.accelerate(model)
+    assert {entry.path for entry in report.replaced} == {"encoder", "decoder", "quantizer.vq"}
+    assert not report.left
+    for ours, theirs in zip(model.encode(wav), frames, strict=True):
+        assert (ours[0] == theirs[0]).float().mean() > 0.99  # rounding decides a few, and what follows in their frames
+    torch.testing.assert_close(model.decode(frames)[..., : wav.shape[-1]], sound, rtol=1e-4, atol=1e-5)
 
 
 def test_restore_undoes_it_exactly():
@@ -268,6 +270,7 @@ def test_report():
     model = nn.ModuleDict({"codec": hf_mimi(), "other": nn.Linear(2, 2)})
     report = ak.accelerate(model)
     assert [entry.path for entry in report.replaced] == [
+        "codec.encoder.encoder_seanet", "codec.decoder.decoder_seanet",
         "codec.quantizer.semantic_residual_vector_quantizer", "codec.quantizer.acoustic_residual_vector_quantizer"
     ]  # fmt: skip
     assert not report.left
@@ -296,7 +299,7 @@ def test_what_is_left_alone_and_why():
     options = {"dim": 8, "num_quantizers": 2, "codebook_size": 16}
     model = nn.ModuleDict({
         "changed": changed,
-        "cosine": vq.ResidualVQ(**options, use_cosine_sim=True),
+        "affine": vq.ResidualVQ(**options, affine_param=True),
         "sizes": vq.ResidualVQ(dim=8, codebook_size=(8, 16)),
         "single": vq.VectorQuantize(dim=8, codebook_size=16),
         "fine": vq.ResidualVQ(**options),
@@ -304,13 +307,13 @@ def test_what_is_left_alone_and_why():
     report = ak.accelerate(model)
     assert [entry.path for entry in report.replaced] == ["fine"]
     reasons = {entry.path: entry.reason for entry in report.left}
-    assert reasons.keys() == {"changed", "cosine", "sizes", "single"}
+    assert reasons.keys() == {"changed", "affine", "sizes", "single"}
     assert "subclass" in reasons["changed"]
-    assert "cosine similarity" in reasons["cosine"]
+    assert "affine parameters" in reasons["affine"]
     assert "differ in size" in reasons["sizes"]
     assert reasons["single"] == "unknown"
     assert type(changed) is Changed
-    assert "left alone: it uses cosine similarity" in str(report)
+    assert "left alone: it uses affine parameters" in str(report)
 
 
 def test_another_version_of_a_package(monkeypatch):

@@ -74,6 +74,26 @@ def test_all_results(seed):
 
 
 @pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("seed", range(12))
+@torch.no_grad()
+def test_masks(seed, monkeypatch):
+    """Codes see the frames of the mask alone, and are -1 where there are none."""
+    module, original = pair(seed)
+    batch, length = 4, 5 + 3 * seed
+    x = sequence(module, batch, length, seed)
+    lens = torch.tensor([length, length // 2, 1, 0])
+    prefix = torch.arange(length) < lens[:, None]
+    holes = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) < 0.4
+    results = [original(x, mask=prefix), original(x, mask=holes), original(x, lens=lens)]
+    monkeypatch.setattr(type(module)._aar_original, "forward", lambda *_: pytest.fail("the original runs"))
+    for theirs, options in zip(results, ({"mask": prefix}, {"mask": holes}, {"lens": lens}), strict=True):
+        reconstruction, codes, loss = module(x, **options)
+        assert all(torch.equal(a, b) for a, b in zip(codes, theirs[1], strict=True))
+        torch.testing.assert_close(reconstruction, theirs[0])
+        assert torch.equal(loss, theirs[2])
+
+
+@pytest.mark.usefixtures("native")
 @torch.no_grad()
 def test_the_fused_operators_run(monkeypatch):
     module, _ = pair(0)
@@ -89,13 +109,19 @@ def test_the_fused_operators_run(monkeypatch):
 @pytest.mark.usefixtures("native")
 @torch.no_grad()
 def test_what_is_the_originals():
-    """Masks, NaN, codes outside the codebook, k-means."""
+    """NaN, also with a mask, codes outside the codebook, k-means."""
     module, original = pair(2, channel_first=True)
     x = sequence(module, 3, 12)
-    mask = torch.arange(12) < torch.tensor([12, 5, 1])[:, None]
-    for ours, theirs in zip(module(x, mask=mask)[:2], original(x, mask=mask)[:2], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     x[0, 0, 0] = float("nan")
+    mask = torch.ones(3, 12, dtype=torch.bool)
+    for options in ({"mask": mask}, {"mask": mask.float()}):
+        results = []
+        for each in (module, original):
+            try:
+                results.append(each(x, **options)[1])
+            except Exception as error:
+                results.append([torch.tensor(ord(letter)) for letter in type(error).__name__])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(module(x)[1], original(x)[1], strict=True))
     codes = list(original(sequence(module, 3, 12))[1])
     codes[0][0, 0] = 10**6

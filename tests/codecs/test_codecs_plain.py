@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from codec_cases import PLAIN, assert_same_codes, make_plain, originals, signature
+from codec_cases import PLAIN, assert_same_codes, make_plain, originals, signature, unit_codes
 
 import aar_kernels as ak
 
@@ -36,7 +36,8 @@ def test_codes_and_decoding(name, seed):
         assert_same_codes(codes, case.encode(original, x, count), case, original, x)
         alone = [case.encode(case.module, item[None], count) for item in x]
         assert torch.equal(torch.cat(alone), codes)
-        if name != "ResidualVQ" or count == case.levels:  # it decodes fewer only where it was built with dropout
+        fewer = not name.startswith("ResidualVQ")  # which decodes fewer only where it was built with dropout
+        if fewer or count == case.levels:
             torch.testing.assert_close(case.decode(case.module, codes), case.decode(original, codes))
 
 
@@ -79,7 +80,7 @@ def test_values_that_no_codebook_knows(name):
     x[0, 0, 3], x[1, 1, 4] = float("nan"), float("inf")
     assert torch.equal(case.encode(case.module, x, 2), case.encode(original, x, 2))
     codes = case.encode(original, x.nan_to_num(0, 0, 0), case.levels)
-    for wrong in (-1, 10**6) if name != "ResidualVQ" else (10**6,):
+    for wrong in (-1, 10**6) if not name.startswith("ResidualVQ") else (10**6,):
         codes[0, 0, 0] = wrong
         with pytest.raises(Exception) as theirs:  # noqa: PT011
             case.decode(original, codes)
@@ -171,3 +172,37 @@ def test_gradients_of_a_learnable_codebook():
     assert case.module.get_output_from_indices(codes).requires_grad
     with torch.no_grad():
         assert not case.module.get_output_from_indices(codes).requires_grad
+
+
+@pytest.mark.usefixtures("native")
+@torch.no_grad()
+def test_cosine_codes_of_another_length():
+    """The package searches with the codes as they stand, so longer ones win more often: that is not the cosine."""
+    case, original = pair("ResidualVQ, cosine")
+    x = torch.randn(2, 30, case.channels)
+    for module in (case.module, original):
+        for layer in module.layers:
+            layer._codebook.embed.mul_(torch.linspace(0.5, 2, layer._codebook.embed.shape[1])[:, None])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(case.module(x), original(x), strict=True))
+    ak.restore(case.module)
+    assert "not of length 1" in ak.accelerate(case.module).left[0].reason
+    unit_codes(case.module)
+    assert ak.accelerate(case.module).replaced
+
+
+@pytest.mark.usefixtures("native")
+@torch.no_grad()
+def test_grouped():
+    """`GroupedResidualVQ` splits the channels among several `ResidualVQ`, all of which are found."""
+    package = pytest.importorskip("vector_quantize_pytorch")
+    torch.manual_seed(0)
+    options = {"dim": 24, "groups": 3, "num_quantizers": 4, "codebook_size": 64, "kmeans_init": False}
+    module = package.GroupedResidualVQ(**options).eval()
+    original, x = originals(module), torch.randn(2, 30, 24)
+    report = ak.accelerate(module)
+    assert [entry.path for entry in report.replaced] == ["rvqs.0", "rvqs.1", "rvqs.2"]
+    assert not report.left
+    for ours, theirs in zip(module(x), original(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    codes = module(x)[1]
+    torch.testing.assert_close(module.get_output_from_indices(codes), original.get_output_from_indices(codes))

@@ -6,6 +6,7 @@
 import sys
 
 import torch
+from normed_cases import check_norm, check_normed_layers
 from seanet_cases import (
     check_bf16,
     check_lstm,
@@ -35,4 +36,7 @@ for channels in (1, 5, 16, 33):
     for batch in (1, 2, 7, 13):
         check_lstm(batch, channels, 2, torch.randn(batch, channels, 70), "native")
         check_lstm_bf16(batch, channels, torch.randn(batch, channels, 70), "native")
+    check_norm(channels, 300, 2, 5.0, True, "native")
+for seed in range(8):
+    check_normed_layers(seed, 40, "native")
 print("equal")

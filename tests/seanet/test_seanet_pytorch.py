@@ -11,7 +11,7 @@ from seanet_cases import inputs_of, make_input, make_layers, make_lstm
 
 from aar_kernels import use_backend
 from aar_kernels.nn import PackedSEANet
-from aar_kernels.seanet import Conv, lstm, pack, pack_lstm, stack
+from aar_kernels.seanet import Conv, lstm, module, pack, pack_lstm, stack
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -108,3 +108,16 @@ def test_packed_weights_are_copies(backend):
         tensor.zero_()
     assert torch.equal(stack(x, packed, backend=backend), before[0])
     assert torch.equal(lstm(x, packed_lstm, backend=backend), before[1])
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_long_signals_pass_an_lstm_in_chunks(backend, first, monkeypatch):
+    """In place, so that there is one signal of its width in memory; the net's own input is nobody's to overwrite."""
+    torch.manual_seed(0)
+    layers = [Conv(torch.randn(6, 6, 3)), make_lstm(0, 6, 2)[0], Conv(torch.randn(3, 6, 1), elu=True)]
+    net, x = PackedSEANet(layers[1:] if first else layers), torch.randn(2, 6, 50)
+    expected, kept = net(x, backend=backend), x.clone()
+    monkeypatch.setattr(module, "LSTM_STEPS", 16)
+    ours = net(x, backend=backend)
+    assert torch.equal(ours, expected) if backend == "native" else torch.allclose(ours, expected, atol=1e-5)
+    assert torch.equal(x, kept)

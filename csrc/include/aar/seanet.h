@@ -74,6 +74,10 @@ struct SeanetKernels {
   // the states around the steps; null before the first means zeros.
   void (*lstm)(const LstmLayer* layers, int64_t count, Element weights, const float* x, int64_t batch, int64_t length,
                int64_t units, bool skip, const float* before, float* out, float* after, const ThreadPool&);
+  // x[batch][length][channels], in place: mean 0 and variance 1 of each item, by scale[channels] and shift[channels],
+  // plus add, of x's size, unless it is null.
+  void (*norm)(float* x, int64_t batch, int64_t length, int64_t channels, const float* scale, const float* shift,
+               float eps, const float* add, const ThreadPool&);
 };
 
 AAR_LEVELS(SeanetKernels, seanet_kernels)
