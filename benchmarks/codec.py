@@ -36,6 +36,7 @@ TRANSFORMERS = {  # what the encoder and the decoder take of one second
     "mimi": ("Mimi", (1, 24000), (512, 25)),
 }
 CODECS = ("sat", "small", *TRANSFORMERS)
+ROUNDING = {"ONNX Runtime": 1e-5}  # beyond four times eager's error, relative; its group norm of 48,000 steps needs it
 Run = Callable[[Tensor], Tensor]
 
 
@@ -190,8 +191,12 @@ def _drop_what_is_wrong(half: Half) -> bool:
     if results["eager"].is_floating_point():
         exact = _exact(half, x)
         errors = {name: ((out - exact).norm() / exact.norm()).item() for name, out in results.items()}
-        bound = 4 * errors["eager"] + 1e-5
-        wrong = {name: f"off by {error:.1e}, allowed {bound:.1e}" for name, error in errors.items() if error > bound}
+        bounds = {name: 4 * errors["eager"] + ROUNDING.get(name, 1e-6) for name in errors}
+        wrong = {
+            name: f"off by {error:.1e}, allowed {bounds[name]:.1e}"
+            for name, error in errors.items()
+            if not error <= bounds[name]
+        }
     else:
         for name, codes in results.items():
             differ = (codes != results["eager"]).float().mean().item()
