@@ -6,6 +6,8 @@ modulations computed in every block at every scale, both halves of the guidance 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,13 +34,17 @@ class PlainAAR:
         self.bias.masked_fill_(~model.schedule.mask().to(self.bias.device), -torch.inf)
         self.run = torch.compile(self.logits, dynamic=True) if compiled else self.logits
 
+    def _autocast(self, x: Tensor) -> AbstractContextManager:
+        """The caller's, unless it was given."""
+        return nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
+
     def forward(self, condition: Tensor, inputs: Tensor) -> Tensor:
         """Teacher-forced logits ``[B, total, codebook_size]``, as `AAR.forward` of inputs."""
         model = self.model
         embedding = model.embed_condition(condition)
         later = model.word(inputs) + model.places(1, model.schedule.num_scales)
         x = torch.cat([model.first_tokens(embedding), later], dim=1)
-        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+        with self._autocast(x):
             return self.logits(x, embedding, [None] * len(model.blocks), self.bias)[0]
 
     @torch.no_grad()
@@ -56,7 +62,7 @@ class PlainAAR:
         caches: list[Cache] = [None] * len(model.blocks)
         codes = []
         for scale in range(schedule.num_scales):
-            with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            with self._autocast(x):
                 logits, caches = self.run(x, embedding, caches, None)
             cond, uncond = logits.chunk(2)
             t = cfg * scale / last
