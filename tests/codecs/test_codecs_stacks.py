@@ -104,9 +104,12 @@ def test_stacks_of_the_original_packages(name, kind, monkeypatch):
     before = [net(x) for x in inputs]
     report = ak.accelerate(net)
     assert len(report.replaced) == 1, report
-    net(inputs[0])  # packs the weights, which compares with the original on a probe
     original_forward = type(net)._aar_original.forward
-    monkeypatch.setattr(type(net)._aar_original, "forward", lambda *_: pytest.fail("the original ran"))
+
+    def only_the_probe(self, x):  # of one item, each time that weights are packed
+        return original_forward(self, x) if len(x) == 1 else pytest.fail("the original ran")
+
+    monkeypatch.setattr(type(net)._aar_original, "forward", only_the_probe)
     for x, theirs in zip(inputs, before, strict=True):
         assert_near(net(x), theirs)
     parameter = next(p for p_name, p in net.named_parameters() if p_name.endswith(("weight_v", "weight")))
