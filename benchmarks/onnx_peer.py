@@ -34,6 +34,8 @@ def onnx_runtime(network: nn.Module, example: Tensor) -> Callable[[Tensor], Tens
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
+        # Its threads would otherwise go on spinning, on the core that the next variant needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         return onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
 
     def run(x: Tensor) -> Tensor:
