@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import quantization
 from ..cache import DerivedCache
-from ..quantization import Levels
+from ..quantization import Levels, residual_phi
 from ..schedule import ScaleSchedule
 from .adapter import Adapter, Unsupported, traced
 from .plain import PlainResidual
@@ -102,9 +102,9 @@ class HierarchicalVQ(Adapter):
     def _prepare(self) -> Levels | None:
         """The quantizer as data; None where a gradient is asked for, or it cannot be remembered."""
         books = [vq._codebook for vq in (self.vqs if self.vq is None else [self.vq])]
-        phis = list(self.phi_levels or [self.phi_shared])
-        ratio = phis[0].resi_ratio
-        convolutions = [phi.conv for phi in phis] if ratio > 1e-8 else []
+        modules = list(self.phi_levels or [self.phi_shared])
+        ratio = modules[0].resi_ratio
+        convolutions = [phi.conv for phi in modules] if ratio > 1e-8 else []
         sources = [book.embed for book in books]
         sources += [tensor for conv in convolutions for tensor in (conv.weight, conv.bias)]
         # The original fills codebooks by k-means in eval mode too, if they never were.
@@ -117,9 +117,8 @@ class HierarchicalVQ(Adapter):
             with torch.inference_mode(False), torch.no_grad():  # made in inference mode, it would have no version
                 last, kernels = max(self.num_levels - 1, 1), len(convolutions)
                 index = [round(s / last * (kernels - 1)) for s in range(self.num_levels)] if kernels else []
-                centre = (1 - 2 * ratio) * torch.eye(self.dim, device=sources[0].device)[..., None]
-                weights = [2 * ratio * conv.weight + torch.nn.functional.pad(centre, (1, 1)) for conv in convolutions]
-                biases = [2 * ratio * conv.bias for conv in convolutions]
+                phis = [residual_phi(conv.weight, conv.bias, ratio) for conv in convolutions]
+                weights, biases = [weight for weight, _ in phis], [bias for _, bias in phis]
                 schedule = ScaleSchedule(n for (n,) in self.level_shapes)
                 return Levels(schedule, torch.cat([book.embed for book in books]), weights, biases, index)
 
