@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             rows.append({"case": name, "audio_seconds": seconds, **_measure(run)})
             print(rows[-1], flush=True)
             if options.json is not None:
-                options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+                options.json.write_text(json.dumps({"machine": machine(), "memory": rows}, indent=1) + "\n")
     return 0
 
 
