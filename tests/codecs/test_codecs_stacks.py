@@ -11,6 +11,9 @@ from torch import nn
 
 import aar_kernels as ak
 from aar_kernels.codecs.adapter import Adapter
+from aar_kernels.nn import PackedSEANet
+from aar_kernels.seanet import Stream
+from aar_kernels.seanet.encodec import encodec_layers
 
 transformers = pytest.importorskip("transformers")
 
@@ -119,6 +122,30 @@ def test_stacks_of_the_original_packages(name, kind, monkeypatch):
     ak.restore(net)
     assert_near(ours, net(inputs[1]))
     assert not torch.allclose(ours, before[1])
+
+
+CAUSAL = {
+    "encodec": functools.partial(original, "encodec", causal=True),
+    "transformers EnCodec": lambda kind: getattr(encodec(), kind.lower()),
+    "transformers EnCodec, zeros": lambda kind: getattr(encodec(pad_mode="constant"), kind.lower()),
+    "transformers Mimi": lambda kind: getattr(getattr(mimi(), kind.lower()), f"{kind.lower()}_seanet"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["Encoder", "Decoder"])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_streams_end_as_the_originals_do(name, kind):
+    """A last chunk of any length is padded as the originals pad a whole signal. (moshi's refuse such a signal.)"""
+    net = CAUSAL[name](kind)
+    stream = Stream(packed := PackedSEANet(encodec_layers(net)))
+    assert stream.hop == (8 if kind == "Encoder" else 1)
+    size = -(-stream.first // stream.hop) * stream.hop
+    for length in range(size, 4 * size, 3):
+        x = torch.randn(2, packed.inputs, length, generator=torch.Generator().manual_seed(length))
+        *chunks, rest = x.split(size, dim=2)
+        streamed = torch.cat([*map(stream, chunks), stream(rest, last=True)], 2)
+        assert_near(streamed, net(x))
 
 
 @torch.no_grad()

@@ -37,15 +37,25 @@ def make_causal(seed: int, reflect: bool) -> list:
 
 
 def in_chunks(stream: Stream, x: torch.Tensor, seed: int, **options) -> torch.Tensor:
-    """Through chunks of random multiples of the hop."""
+    """Through chunks of random multiples of the hop, and a last one of any length."""
     chance, outputs, begin = random.Random(seed), [], 0
-    while begin < x.shape[2]:
+    while True:
         size = stream.hop * chance.choice((1, 1, 2, 5))
         if begin == 0:
             size = max(size, -(-stream.first // stream.hop) * stream.hop)
-        outputs.append(stream(x[..., begin : begin + size], **options))
+        chunk = x[..., begin : begin + size]
         begin += size
-    return torch.cat(outputs, 2)
+        last = begin > x.shape[2] or (begin == x.shape[2] and chance.random() < 0.5)  # or an empty one follows
+        outputs.append(stream(chunk, last=last, **options))
+        if last:
+            return torch.cat(outputs, 2)
+
+
+def lengths(stream: Stream, seed: int) -> list[int]:
+    """A whole number of hops, not one, and less than a first chunk, than a hop."""
+    chance, first = random.Random(seed), -(-stream.first // stream.hop) * stream.hop
+    ragged = first + 6 * stream.hop + chance.randrange(stream.hop)
+    return [first + 17 * stream.hop, ragged, chance.randint(1, first), chance.randint(1, stream.hop), 1]
 
 
 @pytest.mark.parametrize("reflect", [False, True])
@@ -54,17 +64,15 @@ def test_chunks_give_what_the_whole_gives(backend, seed, reflect):
     layers = make_causal(seed, reflect)
     net, exact = PackedSEANet(layers), PackedSEANet(layers, dtype=torch.float64)
     stream = Stream(net)
-    length = (-(-stream.first // stream.hop) + 17) * stream.hop
-    x = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(seed))
-    whole = net(x, backend=backend)
-    first = in_chunks(stream, x, seed, backend=backend)
-    if backend == "reference":
-        assert_as_accurate(first, whole, exact(x.double()))
-    else:
-        assert torch.equal(first, whole)
-    stream.reset()
-    again = in_chunks(stream, x, seed + 1, backend=backend)
-    assert_as_accurate(again, net(x, backend="reference"), exact(x.double(), backend="reference"))
+    for length in lengths(stream, seed):
+        x = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(seed))
+        whole = net(x, backend=backend)
+        for again in range(2):  # a last chunk is followed by the first of another signal
+            result = in_chunks(stream, x, seed + again, backend=backend)
+            if backend == "reference":
+                assert_as_accurate(result, whole, exact(x.double()))
+            else:
+                assert torch.equal(result, whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -73,11 +81,22 @@ def test_chunks_that_end_inside_a_pair(fast, seed, dtype):
     layers = make_wide_layers(seed, causal=True)
     net = PackedSEANet([*layers, make_lstm(seed, layers[-1].bias.shape[0], 1)[0]], dtype=dtype)
     stream = Stream(net)
-    length = (-(-stream.first // stream.hop) + 17) * stream.hop
-    x = torch.randn(2, 64, length, generator=torch.Generator().manual_seed(seed))
-    for again in range(2):
-        assert torch.equal(in_chunks(stream, x, seed + again, backend=fast), net(x, backend=fast))
-        stream.reset()
+    for length in lengths(stream, seed):
+        x = torch.randn(2, 64, length, generator=torch.Generator().manual_seed(seed))
+        for again in range(2):
+            assert torch.equal(in_chunks(stream, x, seed + again, backend=fast), net(x, backend=fast))
+
+
+@pytest.mark.parametrize("reflect", [False, True])
+@pytest.mark.parametrize("kernel", [3, 4, 5, 8])
+def test_last_strides(fast, kernel, reflect):
+    """A kernel as long as its stride needs no step before it, but those that the end of a signal mirrors."""
+    torch.manual_seed(0)
+    net = PackedSEANet([Conv(torch.randn(5, 2, kernel), stride=kernel // 3 * 2 + 1, causal=True, reflect=reflect)])
+    stream = Stream(net)
+    for length in range(1, 8 * stream.hop):
+        x = torch.randn(1, 2, length)
+        assert torch.equal(in_chunks(stream, x, length, backend=fast), net(x, backend=fast)), length
 
 
 def test_lstm_alone(fast):
@@ -87,13 +106,22 @@ def test_lstm_alone(fast):
     assert torch.equal(in_chunks(Stream(net), x, 3, backend=fast), net(x, backend=fast))
 
 
+def test_reset_forgets_the_signal(fast):
+    stream = Stream(net := PackedSEANet(make_causal(3, True)))
+    x = torch.randn(1, 3, 4 * -(-stream.first // stream.hop) * stream.hop)
+    stream(x, backend=fast)
+    stream.reset()
+    assert torch.equal(stream(x, backend=fast), net(x, backend=fast))
+
+
+@torch.no_grad()
 def test_encodec(fast):
     """The 24 kHz model's structure is causal: encoder and decoder stream."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.EncodecConfig(num_filters=4, hidden_size=20, upsampling_ratios=[3, 2], num_lstm_layers=1)
-    model = transformers.EncodecModel(config).eval().requires_grad_(False)
-    x = torch.randn(1, 1, 600, generator=torch.Generator().manual_seed(0))
+    model = transformers.EncodecModel(config).eval()
+    x = torch.randn(1, 1, 601, generator=torch.Generator().manual_seed(0))
     for network, hop, signal in ((model.encoder, 6, x), (model.decoder, 1, model.encoder(x))):
         stream = Stream(PackedSEANet(encodec_layers(network)))
         assert stream.hop == hop
@@ -113,3 +141,8 @@ def test_what_cannot_stream():
         stream(torch.randn(1, 2, 4))
     assert stream(torch.randn(1, 2, 8)).shape == (1, 3, 2)
     assert stream(torch.randn(1, 2, 4)).shape == (1, 3, 1)
+    with pytest.raises(ValueError, match="a chunk without steps"):
+        stream(torch.randn(1, 2, 0))
+    assert stream(torch.randn(1, 2, 0), last=True).shape == (1, 3, 0)
+    with pytest.raises(ValueError, match="a chunk without steps"):
+        stream(torch.randn(1, 2, 0), last=True)
