@@ -16,8 +16,8 @@ class DerivedCache(Generic[T]):
 
     A change is seen through the tensor's version counter (optimizer steps, ``copy_``, ``load_state_dict``, any other
     in-place operation) and through its address (``.to()``, ``tensor.data = other``). Writes that PyTorch itself cannot
-    see, through ``tensor.data.copy_()``, NumPy or DLPack, need `clear`. Inference tensors have no version counter, so
-    nothing is remembered for them.
+    see, through ``tensor.data.copy_()``, NumPy or DLPack, need `forget` or `clear`. Inference tensors have no version
+    counter, so nothing is remembered for them.
     """
 
     def __init__(self) -> None:
@@ -38,6 +38,12 @@ class DerivedCache(Generic[T]):
             held = [(weakref.ref(t, forget), t.untyped_storage()) for t in tensors]
             self._entries[key] = (state, held, value)
         return value
+
+    def forget(self, tensors: Sequence[Tensor]) -> None:
+        """Drop what was made of any of these: for writes that PyTorch cannot see."""
+        changed = set(map(id, tensors))
+        for key in [key for key in self._entries if changed.intersection(key)]:
+            del self._entries[key]
 
     def clear(self) -> None:
         self._entries.clear()

@@ -1,4 +1,4 @@
-"""Quantizers of other packages: accelerated, against their own code and torch.compile of it.
+"""Quantizers of other packages: accelerated, against their own code and torch.compile of it; a training step too.
 
 Published sizes, random weights, ten seconds of sound (one, where small shapes are asked for) at the smallest of the
 batch sizes asked for. What is encoded is the output of an encoder, which is not measured here: on a CPU it takes most
@@ -30,6 +30,7 @@ class Codec:
     flops: int  # of encoding one item: projections and searches
     encode: Callable[[nn.Module, Tensor], list[Tensor]]  # x[B, channels, frames] -> codes of each level
     decode: Callable[[nn.Module, list[Tensor]], Tensor]
+    loss: Callable[[nn.Module, Tensor], Tensor] | None = None  # of a training step; None where it does not train
 
 
 def cases(options: Namespace) -> Iterator[Case]:
@@ -46,6 +47,8 @@ def cases(options: Namespace) -> Iterator[Case]:
         length = codec.frames // 80 * 8 if small else codec.frames  # of small shapes too a multiple of all strides
         x = torch.randn(min(options.batch), codec.channels, length)
         yield from _codec(codec, ours, theirs, x, None if options.no_compile else torch.compile)
+        if codec.loss is not None:
+            yield _training(codec, x)
 
 
 def _codec(codec: Codec, ours: nn.Module, theirs: nn.Module, x: Tensor, compiler: Callable | None) -> Iterator[Case]:
@@ -80,6 +83,40 @@ def _codec(codec: Codec, ours: nn.Module, theirs: nn.Module, x: Tensor, compiler
     yield Case(f"{codec.name} encode", shape, encode, check_codes, flops, sizes=sizes)
     read = sum(part.numel() for part in codes) * 4 * codec.channels + x.nbytes
     yield Case(f"{codec.name} decode", shape, decode, check_values, 0, read, sizes)
+
+
+def _training(codec: Codec, x: Tensor) -> Case:
+    """Forward and backward pass, moving averages included; no optimizer, and no torch.compile, which packages' k-means
+    and dead codes leave in pieces."""
+    modules, starts = {}, {}
+    for name in ("ours", "eager"):
+        torch.manual_seed(0)
+        modules[name] = codec.make().train()
+        starts[name] = {key: value.clone() for key, value in modules[name].state_dict().items()}
+    accelerate(modules["ours"])
+
+    def step(module: nn.Module) -> Tensor:
+        module.zero_grad()
+        leaf = x.clone().requires_grad_()
+        codec.loss(module, leaf).backward()
+        return leaf.grad
+
+    runs = {name: lambda module=module: step(module) for name, module in modules.items()}
+
+    def check() -> str:
+        """From the same weights: each run moves codebooks."""
+        gradients = {}
+        for name, run in runs.items():
+            modules[name].load_state_dict(starts[name])
+            torch.manual_seed(0)
+            gradients[name] = run()
+        error = ((gradients["ours"] - gradients["eager"]).norm() / gradients["eager"].norm()).item()
+        return "" if error < 0.02 else f"ours: relative difference {error:.1e} of the gradient from eager"
+
+    shape = f"{len(x)} x {codec.channels} x {x.shape[2]}"
+    sizes = {"batch": len(x), "channels": codec.channels, "length": x.shape[2]}
+    flops = len(x) * codec.flops * x.shape[2] // codec.frames
+    return Case(f"{codec.name} training", shape, runs, check, flops, sizes=sizes)
 
 
 def _without_gradients(run: Variant) -> Variant:
@@ -152,18 +189,20 @@ CODECS = (
     Codec(
         "ResidualVQ 8", "vector_quantize_pytorch", _residual_vq, 128, 750, 2 * 750 * 8 * 1024 * 128,
         lambda m, x: list(m(x.mT)[1].unbind(2)), lambda m, codes: m.get_output_from_indices(torch.stack(codes, dim=2)),
+        lambda m, x: m(x.mT)[2].sum(),
     ),
     Codec(
         "DAC 44 kHz, 9", "transformers", _dac, 1024, 862, _factorised(1024, 1024, 8, [862] * 9),
         lambda m, x: list(m(x)[1].unbind(1)), lambda m, codes: m.from_codes(torch.stack(codes, dim=1))[0],
+        lambda m, x: sum(m(x)[3:]).mean(),
     ),
     Codec(
         "SNAC 24 kHz, 3", "snac", _snac(768, [4, 2, 1]), 768, 472, _factorised(768, 4096, 8, [118, 236, 472]),
-        lambda m, x: m(x)[1], lambda m, codes: m.from_codes(codes),
+        lambda m, x: m(x)[1], lambda m, codes: m.from_codes(codes), lambda m, x: m(x)[0].square().mean(),
     ),
     Codec(
         "SNAC 44 kHz, 4", "snac", _snac(1024, [8, 4, 2, 1]), 1024, 1024,
         _factorised(1024, 4096, 8, [128, 256, 512, 1024]),
-        lambda m, x: m(x)[1], lambda m, codes: m.from_codes(codes),
+        lambda m, x: m(x)[1], lambda m, codes: m.from_codes(codes), lambda m, x: m(x)[0].square().mean(),
     ),
 )  # fmt: skip

@@ -21,6 +21,7 @@ from . import (
     vector_quantize_pytorch,
 )
 from .adapter import Adapter, Unsupported, adapted, check_signatures, original_class
+from .search import Search
 
 # Full names of classes: a package is never imported, for a model that comes from it has done so.
 ADAPTERS: dict[str, type[Adapter]] = {
@@ -33,6 +34,15 @@ ADAPTERS: dict[str, type[Adapter]] = {
     **snac.ADAPTERS,
     **vector_quantize_pytorch.ADAPTERS,
     **var.ADAPTERS,
+}
+
+# What lies within those and searches where the original's forward pass runs, as it does in training.
+PARTS: dict[str, type[Search]] = {
+    **encodec.PARTS,
+    **moshi.PARTS,
+    **dac.PARTS,
+    **snac.PARTS,
+    **vector_quantize_pytorch.PARTS,
 }
 
 
@@ -88,8 +98,7 @@ def accelerate(model: nn.Module, *, backend: str | None = None) -> Report:
         raise ValueError(f"unknown backend {backend!r}; one of {', '.join(dispatch.BACKENDS)}")
     replaced, left, devices = [], [], set()
     for path, module, adapter in _known(model):
-        before, original = type(module), original_class(module)
-        name = f"{original.__module__.partition('.')[0]}.{original.__qualname__}"
+        before, original, name = type(module), original_class(module), _shown(module)
         try:
             if _name(original) not in ADAPTERS:
                 raise Unsupported(f"a subclass of {adapter.__name__}, which may mean something else")
@@ -101,6 +110,7 @@ def accelerate(model: nn.Module, *, backend: str | None = None) -> Report:
             left.append(Entry(path, name, reason=str(reason)))
             continue
         replaced.append(Entry(path, name, levels))
+        left += [Entry(path, part, reason=f"in training {reason}") for part, reason in _parts(module, backend).items()]
         devices |= {tensor.device.type for tensor in module.buffers()} | {p.device.type for p in module.parameters()}
     known = [entry.path for entry in (*replaced, *left)]
     left += [Entry(path, type(module).__qualname__, reason="unknown") for path, module in _unknown(model, known)]
@@ -147,6 +157,21 @@ def patch_mapping(*, backend: str | None = None) -> dict[str, type[nn.Module]]:
     return mapping
 
 
+def _parts(quantizer: nn.Module, backend: str | None) -> dict[str, str]:
+    """Exchange the parts of a quantizer that search in training. Why some could not be, by their classes."""
+    reasons = {}
+    for part in quantizer.modules():
+        original = original_class(part)
+        if (adapter := PARTS.get(_name(original))) is not None:
+            try:
+                check_signatures(adapter, original)
+            except Unsupported as reason:
+                reasons[_shown(part)] = str(reason)
+            else:
+                part.__class__ = adapted(original, adapter, backend)
+    return reasons
+
+
 def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module, type[Adapter]]]:
     """Quantizers of a class in the table, or of a subclass of one."""
     for path, module in model.named_modules():
@@ -169,6 +194,11 @@ def _unknown(model: nn.Module, known: list[str]) -> Iterator[tuple[str, nn.Modul
 
 def _holds(path: str, other: str) -> bool:
     return not path or other == path or other.startswith(path + ".")
+
+
+def _shown(module: nn.Module) -> str:
+    cls = original_class(module)
+    return f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}"
 
 
 def _name(cls: type) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .projected import Projected, code_rows, decoded
+from .projected import CosineSearch, Projected, ProjectedSearch, code_rows, decoded
 
 
 class DacQuantizer(Projected):
@@ -54,7 +54,18 @@ class TransformersQuantizer(DacQuantizer):
         return self._from_codes(audio_codes) or super().from_codes(audio_codes)
 
 
+class TransformersSearch(ProjectedSearch):
+    """The search of one level in training."""
+
+    def decode_latents(self, hidden_states):
+        return self._search(hidden_states) or super().decode_latents(hidden_states)
+
+
 ADAPTERS = {
     "dac.nn.quantize.ResidualVectorQuantize": DescriptQuantizer,
     "transformers.models.dac.modeling_dac.DacResidualVectorQuantizer": TransformersQuantizer,
+}
+PARTS = {
+    "dac.nn.quantize.VectorQuantize": CosineSearch,
+    "transformers.models.dac.modeling_dac.DacVectorQuantize": TransformersSearch,
 }

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .adapter import Unsupported
 from .plain import PlainResidual
+from .search import Search, totals
 from .stacks import Stack
 
 
@@ -28,7 +29,7 @@ class CoreQuantizer(PlainResidual):
 
 
 class EncodecQuantizer(CoreQuantizer):
-    """Also ``forward`` in eval mode. Training (k-means, moving averages, dead codes) is the original's."""
+    """Also ``forward`` in eval mode. In training it is the original's, with `EncodecCodebook` inside."""
 
     def _sources(self) -> list[Tensor]:
         return [layer._codebook.embed for layer in self.layers]
@@ -40,12 +41,36 @@ class EncodecQuantizer(CoreQuantizer):
         codes = self._encode(x, count) if ready else None
         out = None if codes is None else self._decode(codes)
         if out is None:
+            self._forget()
             return super().forward(x, n_q)
         return out, codes.transpose(0, 1).contiguous(), torch.zeros(count, 1, device=x.device)
 
     def decode(self, q_indices):
         out = self._decode_levels(q_indices)
         return super().decode(q_indices) if out is None else out
+
+
+class EncodecCodebook(Search):
+    """``forward(x[..., D])`` in training: codes and sums of their rows, without distances and one-hot rows."""
+
+    def forward(self, x):
+        result = self._train(x) if self.training and self.inited else None
+        return super().forward(x) if result is None else result
+
+    @torch.no_grad()
+    def _train(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        rows = self.preprocess(x)
+        if (found := self._nearest(rows.mT[None], self.embed)) is None:
+            return None
+        codes, average = self.postprocess_emb(found, x.shape), self._package.ema_inplace
+        quantized = self.dequantize(codes)
+        self.expire_codes_(rows)
+        hits, sums = totals(rows, found[0], self.codebook_size)
+        average(self.cluster_size, hits, self.decay)
+        average(self.embed_avg, sums, self.decay)
+        smoothed = self._package.laplace_smoothing(self.cluster_size, self.codebook_size, self.epsilon)
+        self.embed.data.copy_(self.embed_avg / (smoothed * self.cluster_size.sum())[:, None])
+        return quantized, codes
 
 
 class EncodecEncoder(Stack):
@@ -69,3 +94,4 @@ ADAPTERS = {
     "encodec.modules.seanet.SEANetDecoder": EncodecDecoder,
     "encodec.quantization.core_vq.ResidualVectorQuantization": EncodecQuantizer,
 }
+PARTS = {"encodec.quantization.core_vq.EuclideanCodebook": EncodecCodebook}

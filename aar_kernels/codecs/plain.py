@@ -53,6 +53,11 @@ class PlainResidual(Adapter):
         return Levels(ScaleSchedule((length,) * count), books, metric=self._metric())
 
     @torch.compiler.disable
+    def _forget(self) -> None:
+        """Before the original trains or fills codebooks: it writes them where no version counter sees it."""
+        _codebooks.forget(self._sources())
+
+    @torch.compiler.disable
     def _encode(self, x: Tensor, count: int) -> Tensor | None:
         """``x[B, D, T]`` -> codes ``[B, count, T]``; None where the original must run."""
         if x.dim() != 3 or 0 in x.shape or count < 1:

@@ -20,6 +20,7 @@ from ..cache import DerivedCache
 from ..quantization import ProjectedLevels
 from ..weight_norm import current_weight
 from .adapter import Adapter, Unsupported, traced
+from .search import Search
 
 _weights: DerivedCache[tuple[Tensor, ...]] = DerivedCache()
 
@@ -122,6 +123,21 @@ class Projected(Adapter):
         if low < 0 or high >= levels.codebook_size or codes.device != levels.codebooks.device:
             return None
         return levels, quantization.decode_projected(codes.long(), levels, length=length, backend=backend)
+
+
+class ProjectedSearch(Search):
+    """The search of one level ``decode_latents(latents[B, dim, T])`` -> rows ``[B, dim, T]``, codes ``[B, T]``."""
+
+    def _search(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        codes = self._nearest(latents, self.codebook.weight, "cosine") if latents.dim() == 3 else None
+        return None if codes is None else (self.codebook(codes).transpose(1, 2), codes)
+
+
+class CosineSearch(ProjectedSearch):
+    """As DAC and SNAC spell it."""
+
+    def decode_latents(self, latents):
+        return self._search(latents) or super().decode_latents(latents)
 
 
 def decoded(encoded: Encoded, length: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .projected import Projected, decoded
+from .projected import CosineSearch, Projected, decoded
 
 
 class SnacQuantizer(Projected):
@@ -29,3 +29,4 @@ class SnacQuantizer(Projected):
 
 
 ADAPTERS = {"snac.vq.ResidualVectorQuantize": SnacQuantizer}
+PARTS = {"snac.vq.VectorQuantize": CosineSearch}

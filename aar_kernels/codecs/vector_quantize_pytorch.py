@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from .. import quantization
 from ..cache import DerivedCache
@@ -16,14 +18,17 @@ from ..quantization import Levels, residual_phi
 from ..schedule import ScaleSchedule
 from .adapter import Adapter, Unsupported, traced
 from .plain import PlainResidual
+from .search import Search, totals
 
 _levels: DerivedCache[Levels] = DerivedCache()
 _unit_length: DerivedCache[bool] = DerivedCache()
+_distances_are_read: ContextVar[bool] = ContextVar("_distances_are_read", default=True)
 
 
 class ResidualVQ(PlainResidual):
     """``forward(x[B, N, C])`` in eval mode without options -> quantized ``[B, N, C]``, indices ``[B, N, levels]``,
-    losses (zeros); and ``get_output_from_indices``. All else, training among it, is the original's.
+    losses (zeros); and ``get_output_from_indices``. All else, training among it, is the original's, with `Codebook`
+    inside.
 
     With cosine similarity the package takes the largest product of the normalised residual and a code as it stands. It
     keeps its codes at length 1, and then that is the operators' cosine; codes of other lengths are the original's.
@@ -74,6 +79,7 @@ class ResidualVQ(PlainResidual):
             if out is not None:
                 losses = torch.zeros(self.num_quantizers, device=x.device)
                 return self.project_out(out.mT), codes.permute(0, 2, 1).contiguous(), losses
+        self._forget()
         return super().forward(
             x, mask, indices, return_all_codes, sample_codebook_temp, freeze_codebook, beam_size,
             rand_quantize_dropout_fixed_seed,
@@ -99,9 +105,17 @@ class HierarchicalVQ(Adapter):
         lengths = " ".join(str(n) for (n,) in self.level_shapes)
         return f"{self.codebook_sizes[0]} codes of {self.dim} channels at {lengths} tokens, euclidean"
 
+    def _books(self) -> list[nn.Module]:
+        return [vq._codebook for vq in (self.vqs if self.vq is None else [self.vq])]
+
+    @torch.compiler.disable
+    def _forget(self) -> None:
+        """As `PlainResidual._forget`."""
+        _levels.forget([book.embed for book in self._books()])
+
     def _prepare(self) -> Levels | None:
         """The quantizer as data; None where a gradient is asked for, or it cannot be remembered."""
-        books = [vq._codebook for vq in (self.vqs if self.vq is None else [self.vq])]
+        books = self._books()
         modules = list(self.phi_levels or [self.phi_shared])
         ratio = modules[0].resi_ratio
         convolutions = [phi.conv for phi in modules] if ratio > 1e-8 else []
@@ -147,6 +161,7 @@ class HierarchicalVQ(Adapter):
         rows = self.to_channel_first(x)
         frames = mask if lens is None else torch.arange(rows.shape[-1], device=lens.device) < lens[:, None]
         if not plain or (result := self._quantize(rows, frames)) is None:
+            self._forget()
             return super().forward(x, indices, mask, lens, sample_codebook_temp, return_cutoff)
         reconstruction, codes = result
         parts = codes.split([n for (n,) in self.level_shapes], dim=1)
@@ -172,6 +187,83 @@ class HierarchicalVQ(Adapter):
         return self.to_channel_last(out)
 
 
+class VectorQuantize(Search):
+    """One level: it alone knows whether anyone reads the distances that its codebook returns."""
+
+    def forward(
+        self, x, indices=None, mask=None, lens=None, topk=None, sample_codebook_temp=None, freeze_codebook=None,
+        return_loss_breakdown=False, codebook_transform_fn=None, ema_update_weight=None, accum_ema_update=False,
+        ema_update=None,
+    ):  # fmt: skip
+        arguments = (
+            x, indices, mask, lens, topk, sample_codebook_temp, freeze_codebook, return_loss_breakdown,
+            codebook_transform_fn, ema_update_weight, accum_ema_update, ema_update,
+        )  # fmt: skip
+        reads = self.has_codebook_diversity_loss or self.commitment_use_cross_entropy_loss or indices is not None
+        if traced() or reads:
+            return super().forward(*arguments)
+        token = _distances_are_read.set(False)
+        try:
+            return super().forward(*arguments)
+        finally:
+            _distances_are_read.reset(token)
+
+
+class Codebook(Search):
+    """``forward(x[..., D])`` -> rows, codes, and None for the distances; moving averages from sums of rows."""
+
+    def forward(
+        self, x, sample_codebook_temp=None, mask=None, freeze_codebook=False, codebook_transform_fn=None,
+        ema_update_weight=None, accum_ema_update=False, ema_update=None, topk=None, update_usage=True,
+    ):  # fmt: skip
+        rows = x.float().reshape(-1, x.shape[-1])
+        found = self._found(rows) if codebook_transform_fn is None and topk is None else None
+        if found is None:
+            return super().forward(
+                x, sample_codebook_temp, mask, freeze_codebook, codebook_transform_fn, ema_update_weight,
+                accum_ema_update, ema_update, topk, update_usage,
+            )  # fmt: skip
+        codes = found.view(x.shape[:-1])
+        embed = self.embed if self.learnable_codebook else self.embed.detach()
+        quantized = F.embedding(codes, embed[0].float())
+        if self.training and update_usage and not freeze_codebook:
+            if mask is not None:  # [B, N], of x[1, B * heads, N, D] where there are several
+                mask = mask[:, None].expand(-1, rows.shape[0] // mask.numel(), -1).reshape(1, -1)
+            self.update_codebook(rows[None], found, mask, ema_update_weight, accum_ema_update, ema_update)
+        return quantized, codes, None
+
+    def _found(self, rows: Tensor) -> Tensor | None:
+        """The codes ``[1, N]`` of ``rows[N, D]``; None where the original must run, which also fills codebooks."""
+        sampling = self.gumbel_sample.keywords
+        random = self.training and (sampling["stochastic"] or sampling["straight_through"])
+        other = random or self.affine_param or self.vq_bridge is not None or self.num_codebooks > 1
+        if traced() or _distances_are_read.get() or other or not self.initted:
+            return None
+        if self.use_cosine_sim and not _are_unit(self.embed):
+            return None
+        return self._nearest(rows.mT[None], self.embed[0], "cosine" if self.use_cosine_sim else "euclidean")
+
+    def track_cluster_size_and_embed_avg(
+        self, flatten, embed_onehot, mask=None, ema_update_weight=None, accum_ema_update=False
+    ):
+        """Takes codes ``[1, N]`` too, where the original takes their one-hot rows."""
+        if embed_onehot.is_floating_point():
+            return super().track_cluster_size_and_embed_avg(
+                flatten, embed_onehot, mask, ema_update_weight, accum_ema_update
+            )
+        rows, codes = (flatten[0], embed_onehot[0]) if mask is None else (flatten[mask], embed_onehot[mask])
+        hits, sums = (part[None] for part in totals(rows.detach(), codes, self.codebook_size))
+        self.all_reduce_fn(hits)
+        self.all_reduce_fn(sums)
+        if callable(ema_update_weight):
+            ema_update_weight = ema_update_weight(sums, hits)
+        for average, new in ((self.cluster_size, hits), (self.embed_avg, sums)):
+            if accum_ema_update:
+                self._package.accum_grad_(average, new)
+            else:
+                self._package.ema_inplace(average, new, self.decay, ema_update_weight)
+
+
 def _are_unit(books: Tensor) -> bool:
     return bool(((books.square().sum(-1) - 1).abs() <= 1e-5).all())
 
@@ -179,4 +271,8 @@ def _are_unit(books: Tensor) -> bool:
 ADAPTERS = {
     "vector_quantize_pytorch.residual_vq.ResidualVQ": ResidualVQ,
     "vector_quantize_pytorch.hierarchical_vq.HierarchicalVQ": HierarchicalVQ,
+}
+PARTS = {
+    "vector_quantize_pytorch.vector_quantize_pytorch.VectorQuantize": VectorQuantize,
+    "vector_quantize_pytorch.vector_quantize_pytorch.Codebook": Codebook,
 }

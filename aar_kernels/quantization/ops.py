@@ -127,6 +127,7 @@ def _setup_context(ctx, inputs, output):
     x, mask, codebooks, phi_weights, _, lengths, _, _, _, _, per_scale, *_ = inputs
     quantized, codes, _, statistics, residual_sum, weight_grad, bias_grad = output
     ctx.mark_non_differentiable(codes, statistics, residual_sum, weight_grad, bias_grad)
+    ctx.set_materialize_grads(False)  # else every pass backward would fill zeros as large as the statistics
     ctx.save_for_backward(residual_sum, weight_grad, bias_grad, mask)
     ctx.widths = [weight.shape[-1] for weight in phi_weights]
     ctx.scales, ctx.multiplicity = len(lengths), len(lengths) if per_scale else 1
@@ -134,14 +135,15 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_quantized, _codes, grad_loss, *_):
     residual_sum, weight_grad, bias_grad, mask = ctx.saved_tensors
-    rows = residual_sum.shape[0] * residual_sum.shape[1]
-    if mask is not None:
-        rows = mask.sum()
-        grad_quantized = grad_quantized.masked_fill(~mask[..., None], 0)
-    scale = 2 * grad_loss / (ctx.scales * residual_sum.shape[-1]) / (rows + (rows == 0))
-    grad_x = ctx.multiplicity * grad_quantized + scale * residual_sum
+    grad_x = None
+    if grad_quantized is not None:
+        grad_x = ctx.multiplicity * (grad_quantized if mask is None else grad_quantized.masked_fill(~mask[..., None], 0))
+    if grad_loss is not None:
+        rows = residual_sum.shape[0] * residual_sum.shape[1] if mask is None else mask.sum()
+        scale = 2 * grad_loss / (ctx.scales * residual_sum.shape[-1]) / (rows + (rows == 0))
+        grad_x = scale * residual_sum if grad_x is None else torch.addcmul(grad_x, scale, residual_sum)
     weights, biases = [None] * len(ctx.widths), [None] * len(ctx.widths)
-    if weight_grad.shape[0]:
+    if weight_grad.shape[0] and grad_loss is not None:
         biases = list((grad_loss * bias_grad).unbind(0))
         for k, width in enumerate(ctx.widths):
             margin = (weight_grad.shape[-1] - width) // 2

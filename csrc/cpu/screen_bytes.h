@@ -76,7 +76,7 @@ inline Ints byte_pairs(const int16_t* rounded) {
   return (two & 0xFF) | ((two >> 8) & 0xFF00);
 }
 
-// What rows need to know of a codebook in bytes, after what `screen` needs of it.
+// What rows need to know of a codebook in bytes.
 enum Bound { kUnit = 3, kNorm, kError, kBiasUnit, kLeastUnit, kPerNorm };
 
 // Packs codes e[codes][dim]. Leaves bound[kUnit] at 0 where the codebook is not finite, or beyond what bytes can tell.

@@ -76,12 +76,15 @@ struct Book {
   const int16_t* byte_bias;
 };
 
+constexpr int kShortest = 9;  // where `Packed::bound` has the least |e|
+
 // Packs codes e[codes][dim], of which `bias` is known.
 inline void pack_shorts(const float* e, const Shape& shape, int16_t* codes, float* scale, float* bias, float* bound) {
   const int64_t dim = shape.dim, half = pairs(dim), size = padded(shape.codes);
   const float range = integer_range(dim);
   Buffer<int16_t> rounded(2 * half + kLanes);
   bound[0] = bound[1] = bound[2] = 0.0f;
+  bound[kShortest] = std::numeric_limits<float>::infinity();
   for (int64_t k = 0; k < size; k++) {
     int16_t* out = codes + (k / kBlock) * half * 2 * kBlock + (k % kBlock) * 2;
     if (k >= shape.codes) {
@@ -98,8 +101,25 @@ inline void pack_shorts(const float* e, const Shape& shape, int16_t* codes, floa
     }
     bound[0] = std::fmax(bound[0], norms.norm + norms.error);
     bound[1] = std::fmax(bound[1], norms.error);
+    bound[kShortest] = std::fmin(bound[kShortest], norms.norm + norms.error);
     bound[2] = std::fmax(bound[2], bias[k]);
   }
+}
+
+// The largest difference between a screened score and z.e - bias, of the codes that may be nearest.
+//
+// A code more than four times as long as the row and the shortest code together is far from nearest, by more than
+// rounding can hide while vectors lose less than a tenth of their length to it. Such codes do not count, else one of
+// them would let all others pass.
+inline float score_error(const Rounded& z, const Shape& shape, const float* bound) {
+  const float root = std::sqrt(float(shape.dim)), least = std::numeric_limits<float>::min();
+  const float norm = 1.0001f * (z.norm + z.error), reach = 4.0f * (norm + bound[kShortest]);
+  const bool reaches = shape.cosine || shape.dim > 4096 || !(reach < bound[0]);
+  const float longest = reaches ? bound[0] : reach;
+  const float rounding = 0.501f * root * (longest / integer_range(shape.dim) + least);
+  const float bias = reaches ? bound[2] : 0.5001f * longest * longest;
+  const float inexact = z.error * longest + z.norm * (rounding < bound[1] ? rounding : bound[1]);
+  return inexact + 0x1p-21f * (z.norm * longest + bias);
 }
 
 // Screened scores z.e - bias, in units of each row's rounding: larger is nearer. best[r] is the largest.

@@ -105,11 +105,12 @@ inline int64_t most_candidates(int64_t codes) {
   return most < 8 ? 8 : most < kMostCandidates ? most : kMostCandidates;
 }
 
-// Keeps the candidates that fp32 cannot tell from the nearest; returns how many. norm: of z, at least.
+// Keeps the candidates that fp32 cannot tell from the nearest; returns how many. norm: of z times that of the longest
+// code, at least. costs: room for `count`.
 inline int64_t refine(int32_t* candidates, int64_t count, const float* z, float norm, const Book& book,
-                      const Shape& shape) {
+                      const Shape& shape, float* costs) {
   if (count < 2) return count;
-  float costs[kMostCandidates], least = std::numeric_limits<float>::infinity();
+  float least = std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < count; i++) {
     const float* e = book.exact + candidates[i] * shape.dim;
     costs[i] = shape.cosine ? rounded_cost<true>(z, e, shape.dim) : rounded_cost<false>(z, e, shape.dim);
@@ -117,7 +118,7 @@ inline int64_t refine(int32_t* candidates, int64_t count, const float* z, float 
   }
   // A sum of products in n roundings is off by n * 2^-24 of the sum of their magnitudes, plus what underflows.
   const float relative = float(shape.dim / kLanes + kLanes + 8) * 0x1p-24f;
-  const float magnitude = shape.cosine ? norm * book.bound[kNorm] : least;
+  const float magnitude = shape.cosine ? norm : least;
   const float threshold = least + 2.5f * relative * magnitude + std::numeric_limits<float>::min();
   int64_t kept = 0;
   for (int64_t i = 0; i < count; i++) {
@@ -158,19 +159,21 @@ template <int ROWS>
 inline void search_shorts(const float* z, const Search& at, int64_t* out) {
   const int64_t dim = at.shape.dim, half = pairs(dim), size = padded(at.shape.codes);
   const float range = integer_range(dim), *bound = at.book.bound;
-  float per_unit[ROWS], tolerance[ROWS], best[ROWS];
+  float per_unit[ROWS], tolerance[ROWS], norm[ROWS], best[ROWS];
   // In order of rows: the vector stored behind a row's end is overwritten by the next one.
   for (int r = 0; r < ROWS; r++) {
     Rounded norms;
     const float unit = round_row(z + r * dim, dim, range, at.rounded + r * 2 * half, &norms);
     per_unit[r] = 1.0f / unit;
-    const float inexact = norms.error * bound[0] + norms.norm * bound[1];
-    const float arithmetic = 0x1p-21f * (norms.norm * bound[0] + bound[2]);
-    tolerance[r] = 2.001f * (inexact + arithmetic) * per_unit[r];
+    tolerance[r] = 2.001f * score_error(norms, at.shape, bound) * per_unit[r];
+    norm[r] = 1.0001f * (norms.norm + norms.error) * bound[0];
   }
   screen<ROWS>(at.rounded, half, per_unit, at.book, size, at.scores, best);
   for (int r = 0; r < ROWS; r++) {
-    const int64_t count = collect(at.scores + r * size, at.shape.codes, splat(best[r] - tolerance[r]), at.found);
+    float* scores = at.scores + r * size;
+    int64_t count = collect(scores, at.shape.codes, splat(best[r] - tolerance[r]), at.found);
+    // Many are left where codes differ much in length, for the longest decides the tolerance.
+    count = refine(at.found, count, z + r * dim, norm[r], at.book, at.shape, scores);
     out[r] = nearest(at.found, count, z + r * dim, at.book, at.shape);
   }
 }
@@ -204,7 +207,8 @@ inline bool search_bytes(const float* z, const Search& at, int64_t* out) {
       for (int64_t d = 0; d < dim; d += 16) __builtin_prefetch(at.book.exact + candidates[r][i] * dim + d);
   }
   for (int r = 0; r < ROWS; r++) {
-    count[r] = refine(candidates[r], count[r], z + r * dim, rows.norm[r], at.book, at.shape);
+    const float norm = rows.norm[r] * at.book.bound[kNorm];
+    count[r] = refine(candidates[r], count[r], z + r * dim, norm, at.book, at.shape, at.scores);
     out[r] = nearest(candidates[r], count[r], z + r * dim, at.book, at.shape);
   }
   return true;

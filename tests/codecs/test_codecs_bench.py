@@ -16,7 +16,7 @@ def test_cases(name, monkeypatch):
     cases = list(codecs.cases(Namespace(batch=[1], no_compile=True, shapes="small")))
     if not cases:
         pytest.skip("the package is not installed")
-    assert [case.name for case in cases] == [f"{name} encode", f"{name} decode"]
+    assert [case.name for case in cases] == [f"{name} {what}" for what in ("encode", "decode", "training")]
     for case in cases:
         assert list(case.variants) == ["ours", "eager"]
         assert case.check() == ""

@@ -37,11 +37,11 @@ struct Packed {
   float* bias;     // [books][codes padded to 32]: |e|^2 / 2 (0 for cosine), +inf for padding
   float* exact;    // [books][codes][dim]: e normalised, compared in double; null for euclidean, which compares e itself
   float* bound;    // [books][kBounds]: largest |e|, |e - rounded e|, bias; then of the bytes: unit (0: do not use them)
-                   // and what bounds their errors
+                   // and what bounds their errors; least |e|
   uint8_t* bytes;  // [books][codes / 32][groups of channels][32][channels of a group]: e in 8 bits, plus 128; or null
   int16_t* byte_bias;  // [books][codes padded to 32]: bias, the largest being 32767; or null
 };
-constexpr int64_t kBounds = 9;
+constexpr int64_t kBounds = 10;
 // Channels of a code in bytes, with padding.
 inline int64_t byte_width(int64_t dim) { return (dim + 3) / 4 * 4; }
 // Few codes are screened faster than a row is rounded twice, and with many channels bytes leave too many candidates.
