@@ -3,8 +3,8 @@
 For tensors on the CPU; those on a GPU go to `native_cuda`.
 
 At inference the codebooks are packed for the integer screen and phi is tabulated per code; both are remembered until a
-weight changes. In training the codebooks move at each step: they are packed anew and phi's rows are computed for the
-codes in use alone.
+weight changes. In training codebooks and phi move at each step: a level's codebook is packed when the level comes to it,
+or searched as it is by few rows, and phi's products are computed for the codes in use alone.
 """
 
 from __future__ import annotations
@@ -113,24 +113,15 @@ def quantize(
     want_statistics, want_phi_grad,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     # `per_scale` changes the gradient alone, which ops.py takes care of.
-    cosine, codebooks, dim = metric == "cosine", codebooks.contiguous(), codebooks.shape[2]
-    # The search in 8 bits gains some three times as much for a row as its packing costs for a code.
-    in_bytes = 4 * x.shape[0] * sum(lengths) >= codebooks.shape[0] * codebooks.shape[1]
-    packed = torch.ops.aar_native.msrq_pack(codebooks, cosine, in_bytes)
-    action = _folded(phi_weights, phi_biases, phi_index)
-    want_phi_grad = want_phi_grad and len(phi_weights) > 0
-    quantized, codes, squares, residual_sum, weight_sums, bias_sums, statistics = torch.ops.aar_native.msrq_quantize(
-        x.contiguous(), _contiguous(mask), codebooks, lengths, cosine, packed, *action[2:], _contiguous(samples),
+    rows = x.shape[0] * x.shape[1] if mask is None else int(mask.sum())
+    scale = 1 / (len(lengths) * max(rows, 1) * codebooks.shape[2])
+    quantized, codes, squares, residual_sum, weight_grad, bias_grad, statistics = torch.ops.aar_native.msrq_quantize(
+        x.contiguous(), _contiguous(mask), codebooks.contiguous(), [weight.contiguous() for weight in phi_weights],
+        [bias.contiguous() for bias in phi_biases], lengths, phi_index, metric == "cosine", _contiguous(samples), scale,
         want_statistics, want_phi_grad,
     )  # fmt: skip
-    rows = x.shape[0] * x.shape[1] if mask is None else int(mask.sum())
-    scale = 1 / (len(lengths) * max(rows, 1) * dim)
     loss = (2 * scale * squares.sum()).to(x.dtype)
-    width = max((weight.shape[-1] for weight in phi_weights), default=0)
-    kernels = len(phi_weights) if want_phi_grad else 0
-    weight_grad = (weight_sums.sum(0)[:kernels] * -scale).view(kernels, width, dim, dim)
-    bias_grad = bias_sums.sum(0)[:kernels] * -scale
-    return quantized, codes, loss, statistics, residual_sum, weight_grad.permute(0, 2, 3, 1).contiguous(), bias_grad
+    return quantized, codes, loss, statistics, residual_sum, weight_grad, bias_grad
 
 
 def update(codebooks, cluster_size, embed_avg, statistics, decay, epsilon, dead_code_threshold) -> None:

@@ -50,7 +50,7 @@ class Quantizer {
     {
       py::gil_scoped_release release;
       aar::msrq_kernels().encode(shape_, packed(), action_, x.data(), nullptr, x.shape(0), x.shape(1),
-                            const_cast<int64_t*>(out.data()), nullptr, nullptr, {});
+                            const_cast<int64_t*>(out.data()), nullptr, {});
     }
     return out;
   }

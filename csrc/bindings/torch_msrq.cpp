@@ -32,7 +32,7 @@ aar::Packed packed_of(const aar::Shape& shape, const std::vector<Tensor>& packed
   const aar::PackedSizes sizes = aar::packed_sizes(shape);
   STD_TORCH_CHECK(packed.size() == 7 && packed[0].numel() == sizes.codes && packed[1].numel() == sizes.scale &&
                       packed[3].numel() == sizes.exact && packed[4].numel() == sizes.bound &&
-                      (packed[5].numel() == 0 || (packed[5].numel() == sizes.bytes && packed[6].numel() == sizes.byte_bias)),
+                      packed[5].numel() == sizes.bytes && packed[6].numel() == sizes.byte_bias,
                   "aar_native: packed codebooks of another shape");
   return {data<int16_t>(packed[0], ScalarType::Short), floats(packed[1]), floats(packed[2]), floats(packed[3]),
           floats(packed[4]), packed[5].numel() > 0 ? data<uint8_t>(packed[5], ScalarType::Byte) : nullptr,
@@ -65,15 +65,14 @@ int64_t sum(const Ints& values) {
   return total;
 }
 
-// bytes: whether rows are to be screened in 8 bits first, where that pays at all.
-std::vector<Tensor> msrq_pack(Tensor codebooks, bool cosine, bool bytes) {
+std::vector<Tensor> msrq_pack(Tensor codebooks, bool cosine) {
   const Ints lengths(codebooks.size(0), 1);
   const aar::Shape shape = shape_of(codebooks, lengths, cosine);
   const aar::PackedSizes sizes = aar::packed_sizes(shape);
   std::vector<Tensor> packed = {make(codebooks, {sizes.codes}, ScalarType::Short), make(codebooks, {sizes.scale}),
                                 make(codebooks, {sizes.scale}), make(codebooks, {sizes.exact}),
-                                make(codebooks, {sizes.bound}), make(codebooks, {bytes ? sizes.bytes : 0}, ScalarType::Byte),
-                                make(codebooks, {bytes ? sizes.byte_bias : 0}, ScalarType::Short)};
+                                make(codebooks, {sizes.bound}), make(codebooks, {sizes.bytes}, ScalarType::Byte),
+                                make(codebooks, {sizes.byte_bias}, ScalarType::Short)};
   aar::msrq_kernels().pack(shape, floats(codebooks), packed_of(shape, packed), pool());
   return packed;
 }
@@ -96,7 +95,7 @@ Tensor msrq_encode(Tensor x, MaybeTensor mask, Tensor codebooks, Ints lengths, I
   const aar::Action action = action_of(shape, codebooks, table, table_of, folded, bias, kernel_of, taps);
   Tensor out = make(x, {x.size(0), sum(lengths)}, ScalarType::Long);
   aar::msrq_kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), x.size(0), x.size(1),
-                        longs(out), nullptr, nullptr, pool());
+                        longs(out), nullptr, pool());
   return out;
 }
 
@@ -121,7 +120,7 @@ std::tuple<Tensor, Tensor> msrq_encode_projected(Tensor state, Tensor codebooks,
   Tensor out = make(state, {state.size(0), sum(lengths)}, ScalarType::Long);
   Tensor rest = make(state, {state.size(0), state.size(1), state.size(2)});
   aar::msrq_kernels().encode(shape, packed_of(shape, packed), action, floats(state), nullptr, state.size(0),
-                             state.size(1), longs(out), floats(rest), nullptr, pool());
+                             state.size(1), longs(out), floats(rest), pool());
   return {out, rest};
 }
 
@@ -148,45 +147,55 @@ Tensor msrq_project(Tensor x, Tensor weight, Tensor bias) {
   return out;
 }
 
-// quantized, codes, loss sums [batch] in double, residual sum, what phi's gradients are made of (see aar::Training),
-// statistics.
+// quantized, codes, loss sums [batch] in double, residual sum, phi's gradients (see aar::Training), statistics.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> msrq_quantize(
-    Tensor x, MaybeTensor mask, Tensor codebooks, Ints lengths, bool cosine, std::vector<Tensor> packed,
-    MaybeTensor folded, MaybeTensor bias, Ints kernel_of, int64_t taps, MaybeTensor samples, bool want_statistics,
+    Tensor x, MaybeTensor mask, Tensor codebooks, std::vector<Tensor> phi_weights, std::vector<Tensor> phi_biases,
+    Ints lengths, Ints phi_index, bool cosine, MaybeTensor samples, double factor, bool want_statistics,
     bool want_phi_grad) {
   const aar::Shape shape = shape_of(codebooks, lengths, cosine);
-  const aar::Action action = action_of(shape, codebooks, std::nullopt, {}, folded, bias, kernel_of, taps);
   STD_TORCH_CHECK(shape.books == 1 || shape.books == shape.scales, "aar_native: training is of all codebooks");
   STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == shape.dim && (!mask || mask->numel() == x.size(0) * x.size(1)),
                   "aar_native: x must be [batch, T >= 1, latent]");
-  const int64_t batch = x.size(0), tokens = sum(lengths), wide = taps * shape.dim, threads = pool().threads;
-  Tensor quantized = make(x, {batch, x.size(1), shape.dim}), residual_sum = make(x, {batch, x.size(1), shape.dim});
-  Tensor codes = make(x, {batch, tokens}, ScalarType::Long), loss = make(x, {batch}, ScalarType::Double);
-  Tensor rows = make(x, {want_statistics ? batch * tokens * shape.dim : 0});
-  const int64_t shares = want_phi_grad ? threads : 0;
-  Tensor weight_grad = make_zeros(x, {shares, action.kernels, wide * shape.dim});
-  Tensor bias_grad = make_zeros(x, {shares, action.kernels, shape.dim});
-  const aar::Training training{floats(quantized), data<double>(loss, ScalarType::Double), floats(residual_sum),
-                               want_statistics ? floats(rows) : nullptr,
-                               want_phi_grad ? floats(weight_grad) : nullptr,
-                               want_phi_grad ? floats(bias_grad) : nullptr, threads};
-  aar::msrq_kernels().encode(shape, packed_of(shape, packed), action, floats(x), mask_of(mask), batch, x.size(1),
-                        longs(codes), nullptr, &training, pool());
-
-  const int64_t hits = shape.books * shape.codes, sums = hits * shape.dim;
-  Tensor statistics = make(x, {want_statistics ? hits + sums * (samples ? 2 : 1) : 0});
-  if (want_statistics && batch > 0) {
-    STD_TORCH_CHECK(!samples || samples->numel() == hits, "aar_native: one sample per code");
-    for (int64_t i = 0; samples && i < hits; i++) {
-      const int64_t row = longs(*samples)[i];
-      STD_TORCH_CHECK(row >= 0 && row < batch * lengths[i / shape.codes], "samples name rows outside the batch");
-    }
-    float* out = floats(statistics);
-    aar::msrq_kernels().statistics(shape, floats(rows), longs(codes), batch, samples ? longs(*samples) : nullptr, out,
-                              out + hits, out + hits + sums, pool());
-  } else if (want_statistics) {
-    torch::stable::zero_(statistics);
+  const int64_t batch = x.size(0), tokens = sum(lengths), dim = shape.dim, kernels = int64_t(phi_weights.size());
+  STD_TORCH_CHECK(phi_biases.size() == phi_weights.size() && (kernels == 0 || int64_t(phi_index.size()) == shape.scales),
+                  "aar_native: phi is incomplete");
+  for (int64_t k : phi_index) STD_TORCH_CHECK(k >= 0 && k < kernels, "aar_native: no such phi kernel");
+  std::vector<const float*> weights, biases;
+  Ints widths;
+  int64_t taps = 1;
+  for (int64_t k = 0; k < kernels; k++) {
+    const Tensor &weight = phi_weights[k], &bias = phi_biases[k];
+    STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == dim && weight.size(1) == dim && weight.size(2) % 2 == 1 &&
+                        bias.numel() == dim, "aar_native: phi of another shape");
+    weights.push_back(floats(weight));
+    biases.push_back(floats(bias));
+    widths.push_back(weight.size(2));
+    taps = std::max(taps, weight.size(2));
   }
+  const aar::Phi phi{kernels, taps, weights.data(), biases.data(), widths.data(), phi_index.data()};
+
+  Tensor quantized = make(x, {batch, x.size(1), dim}), residual_sum = make(x, {batch, x.size(1), dim});
+  Tensor codes = make(x, {batch, tokens}, ScalarType::Long), loss = make(x, {batch}, ScalarType::Double);
+  const int64_t learning = want_phi_grad ? kernels : 0;
+  Tensor weight_grad = make_zeros(x, {learning, dim, dim, taps}), bias_grad = make_zeros(x, {learning, dim});
+  const int64_t hits = shape.books * shape.codes, sums = hits * dim;
+  Tensor statistics = make(x, {want_statistics ? hits + sums * (samples ? 2 : 1) : 0});
+  if (batch == 0) {
+    torch::stable::zero_(statistics);
+    return {quantized, codes, loss, residual_sum, weight_grad, bias_grad, statistics};
+  }
+  STD_TORCH_CHECK(!samples || samples->numel() == hits, "aar_native: one sample per code");
+  for (int64_t i = 0; samples && i < hits; i++) {
+    const int64_t row = longs(*samples)[i];
+    STD_TORCH_CHECK(row >= 0 && row < batch * lengths[i / shape.codes], "samples name rows outside the batch");
+  }
+  float* numbers = want_statistics ? floats(statistics) : nullptr;
+  const aar::Training out{longs(codes), floats(quantized), data<double>(loss, ScalarType::Double), floats(residual_sum),
+                          learning > 0 ? floats(weight_grad) : nullptr, learning > 0 ? floats(bias_grad) : nullptr,
+                          float(factor), numbers, want_statistics ? numbers + hits : nullptr,
+                          want_statistics && samples ? numbers + hits + sums : nullptr,
+                          want_statistics && samples ? longs(*samples) : nullptr};
+  aar::msrq_kernels().quantize(shape, floats(codebooks), phi, floats(x), mask_of(mask), batch, x.size(1), out, pool());
   return {quantized, codes, loss, residual_sum, weight_grad, bias_grad, statistics};
 }
 
@@ -232,7 +241,7 @@ void msrq_update(Tensor codebooks, Tensor cluster_size, Tensor embed_avg, Tensor
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
-  m.def("msrq_pack(Tensor codebooks, bool cosine, bool bytes=True) -> Tensor[]");
+  m.def("msrq_pack(Tensor codebooks, bool cosine) -> Tensor[]");
   m.def("msrq_table(Tensor codebook, Tensor folded, int taps) -> Tensor");
   m.def(
       "msrq_encode(Tensor x, Tensor? mask, Tensor codebooks, int[] lengths, int[] widths, bool cosine, Tensor[] packed, "
@@ -243,8 +252,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
   m.def("msrq_gather(Tensor codes, Tensor codebooks, int[] lengths, int length) -> Tensor");
   m.def("msrq_project(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def(
-      "msrq_quantize(Tensor x, Tensor? mask, Tensor codebooks, int[] lengths, bool cosine, Tensor[] packed, Tensor? "
-      "folded, Tensor? bias, int[] kernel_of, int taps, Tensor? samples, bool want_statistics, bool want_phi_grad) -> "
+      "msrq_quantize(Tensor x, Tensor? mask, Tensor codebooks, Tensor[] phi_weights, Tensor[] phi_biases, int[] lengths, "
+      "int[] phi_index, bool cosine, Tensor? samples, float factor, bool want_statistics, bool want_phi_grad) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "msrq_decode(Tensor codes, Tensor codebooks, int[] lengths, int[] widths, Tensor? table, int[] table_of, Tensor? "

@@ -181,9 +181,6 @@ class Resampler {
     }
   }
 
-  // Of a sequence's frames.
-  const Position* at() const { return at_; }
-
  private:
   static int64_t side(int64_t taps) { return std::llround(std::sqrt(double(taps))); }
   static int64_t widest(const Shape& shape) {

@@ -4,25 +4,15 @@
 #include "aar/msrq.h"
 #include "gemm.h"
 #include "grid.h"
+#include "items.h"
 #include "project.h"
 #include "search.h"
+#include "training.h"
 
 namespace aar {
 namespace AAR_ISA {
 
-inline int64_t total_tokens(const Shape& shape) {
-  int64_t total = 0;
-  for (int64_t s = 0; s < shape.scales; s++) total += shape.lengths[s];
-  return total;
-}
-
 inline int64_t channels(const Shape& shape) { return shape.channels > 0 ? shape.channels : shape.dim; }
-
-inline int64_t longest(const Shape& shape) {
-  int64_t n = 0;
-  for (int64_t s = 0; s < shape.scales; s++) n = shape.lengths[s] > n ? shape.lengths[s] : n;
-  return n;
-}
 
 inline void pack(const Shape& shape, const float* codebooks, const Packed& packed, const ThreadPool& pool) {
   parallel(pool, shape.books, [&](int64_t begin, int64_t end) {
@@ -45,7 +35,7 @@ inline void build_table(const float* codebook, const float* folded, int64_t code
 class Rows {
  public:
   Rows(const Shape& shape, const Action& action, int64_t capacity)
-      : pointers(capacity), slots(capacity), shape_(shape), action_(action), wide_(action.taps * channels(shape)),
+      : pointers(capacity), shape_(shape), action_(action), wide_(action.taps * channels(shape)),
         computes_(action.table == nullptr && action.folded != nullptr),
         most_(capacity <= shape.codes ? capacity : shape.codes + 1), slot_of_(shape.codes + 1),
         codes_(computes_ ? most_ * shape.dim : 0), computed_(computes_ ? most_ * wide_ : 0),
@@ -67,15 +57,13 @@ class Rows {
       for (int64_t j = 0; idx[i] >= 0 && j < wide_; j += 16) __builtin_prefetch(table + idx[i] * wide_ + j, 0, 2);
   }
 
-  int64_t most_distinct() const { return most_; }
-
   void find(int64_t s, const int64_t* idx, int64_t n) {
     if (!computes_) {
       const float* table = tabulated(s);
       for (int64_t i = 0; i < n; i++) pointers[i] = idx[i] < 0 ? zeros_.get() : table + idx[i] * wide_;
       return;
     }
-    distinct = 0;
+    int64_t distinct = 0;
     for (int64_t i = 0; i < n; i++) {
       int32_t& slot = slot_of_[idx[i] < 0 ? shape_.codes : idx[i]];
       if (slot < 0) {
@@ -84,7 +72,6 @@ class Rows {
         if (idx[i] < 0) std::memset(code, 0, sizeof(float) * shape_.dim);
         else std::memcpy(code, book(s) + idx[i] * shape_.dim, sizeof(float) * shape_.dim);
       }
-      slots[i] = slot;
       pointers[i] = computed_ + slot * wide_;
     }
     for (int64_t i = 0; i < n; i++) slot_of_[idx[i] < 0 ? shape_.codes : idx[i]] = -1;
@@ -93,11 +80,7 @@ class Rows {
                     action_.folded + action_.kernel_of[s] * shape_.dim * wide_, computed_, panel_);
   }
 
-  const float* codes() { return codes_; }  // [distinct][dim], where rows are computed
-
   Buffer<const float*> pointers;  // to the rows of each code
-  Buffer<int32_t> slots;          // which of the distinct codes each is, where rows are computed
-  int64_t distinct = 0;
 
  private:
   const float* book(int64_t s) const {
@@ -117,32 +100,8 @@ inline const float* bias_of(const Shape& shape, const Action& action, int64_t s)
   return action.bias == nullptr ? nullptr : action.bias + action.kernel_of[s] * shape.dim;
 }
 
-inline bool all_finite(const float* x, int64_t n) {
-  // x - x is 0 for a finite x and NaN otherwise; NaN survives every addition.
-  Floats sum = splat(0.0f);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) sum += load(x + i) - load(x + i);
-  float rest = sum_lanes(sum);
-  for (; i < n; i++) rest += x[i] - x[i];
-  return rest == 0.0f;
-}
-
-inline double squared_norm(const float* x, int64_t n) {
-  double total = 0.0;
-  for (int64_t begin = 0; begin < n; begin += 4096) {
-    const int64_t end = begin + 4096 < n ? begin + 4096 : n;
-    Floats sum = splat(0.0f);
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) sum = fma(load(x + i), load(x + i), sum);
-    float rest = sum_lanes(sum);
-    for (; i < end; i++) rest += x[i] * x[i];
-    total += rest;
-  }
-  return total;
-}
-
-// Items that go through the scales together. The more, the more often a code's rows are found in a cache (or, in
-// training, computed once for several items); their residuals should still fit the last level of it.
+// Items that go through the scales together. The more, the more often a code's rows are found in a cache; their residuals
+// should still fit the last level of it.
 inline int64_t block_items(int64_t batch, int64_t item_floats, int threads) {
   const int64_t share = (batch + threads - 1) / threads, fitting = (int64_t(1) << 18) / item_floats;
   const int64_t block = share < fitting ? share : fitting;
@@ -156,55 +115,44 @@ constexpr int64_t kFetched = 64;
 // of each scale.
 class Encoder {
  public:
-  Encoder(const Shape& shape, const Packed& packed, const Action& action, int64_t length, int64_t items,
-          bool with_gradient, const ThreadPool& team)
+  Encoder(const Shape& shape, const Packed& packed, const Action& action, int64_t length, int64_t items, bool masked,
+          const ThreadPool& team)
       : shape_(shape), packed_(packed), action_(action), length_(length), channels_(channels(shape)),
         size_(length * channels_), longest_(longest(shape)), residual_(items * size_),
-        pooled_(items * longest_ * shape.dim),
-        idx_(items * longest_), seen_(items * (length + 1)), broken_(items),
-        resampler_(shape, action.taps, length, team.threads),
-        rows_(shape, action, items * longest_), team_(team), scratch_(shape, team.threads),
-        gradient_(with_gradient ? rows_.most_distinct() * action.taps * shape.dim : 0),
-        panel_(rows_.most_distinct() * kTileColumns), column_(shape.dim) {}
+        items_(residual_, items, length, channels_, masked), pooled_(items * longest_ * shape.dim),
+        idx_(items * longest_), resampler_(shape, action.taps, length, team.threads),
+        rows_(shape, action, items * longest_), team_(team), scratch_(shape, team.threads) {}
 
-  void run(const float* x, const uint8_t* mask, int64_t first, int64_t items, int64_t batch, int64_t tokens,
-           int64_t* out, float* rest, const Training* training, int64_t thread) {
-    const int64_t dim = shape_.dim;
-    for (int64_t b = 0; b < items; b++) start(x + (first + b) * size_, mask, first + b, b);
+  void run(const float* x, const uint8_t* mask, int64_t first, int64_t items, int64_t tokens, int64_t* out, float* rest) {
+    for (int64_t b = 0; b < items; b++)
+      items_.start(b, x + (first + b) * size_, mask == nullptr ? nullptr : mask + (first + b) * length_);
     for (int64_t s = 0, offset = 0; s < shape_.scales; offset += shape_.lengths[s++]) {
       const int64_t n = shape_.lengths[s];
       resampler_.plan(s);
-      // In training the rows of a code are computed once for the whole block. At inference they come from a table, and
-      // only so many items are searched before their codes act that the rows fetched meanwhile stay in the cache.
-      const int64_t group = training != nullptr ? items : (kFetched + n - 1) / n;
+      // Only so many items are searched before their codes act that the rows fetched meanwhile stay in the cache.
+      const int64_t group = (kFetched + n - 1) / n;
       for (int64_t from = 0; from < items; from += group) {
         const int64_t to = items - from < group ? items : from + group;
-        float* pooled = training != nullptr && training->rows != nullptr
-                            ? training->rows + (offset * batch + first * n) * dim : pooled_.get();
         const int64_t tiles = ((to - from) * n + kSearchRows - 1) / kSearchRows;
         divide(tiles, [&](int64_t begin, int64_t end, int64_t worker) {
-          find_codes(s, from, begin * kSearchRows, end < tiles ? end * kSearchRows : (to - from) * n, mask != nullptr,
-                     pooled, worker);
+          find_codes(s, from, begin * kSearchRows, end < tiles ? end * kSearchRows : (to - from) * n, worker);
         });
         for (int64_t b = from; b < to; b++) {
           int64_t* idx = idx_ + (b - from) * n;
-          if (broken_[b] || mask != nullptr) drop_unseen(n, mask != nullptr, b, idx);
+          items_.drop_unseen(b, n, idx);
           std::memcpy(out + (first + b) * tokens + offset, idx, sizeof(int64_t) * n);
         }
-        if (training == nullptr && rest == nullptr && s + 1 == shape_.scales) continue;
+        if (rest == nullptr && s + 1 == shape_.scales) continue;
         rows_.find(s, idx_, (to - from) * n);
         divide(length_, [&](int64_t begin, int64_t end, int64_t worker) {
           for (int64_t b = from; b < to; b++)
             resampler_.act(rows_.pointers + (b - from) * n, channels_, bias_of(shape_, action_, s), -1.0f,
-                           residual_ + b * size_, begin, end, worker);
+                           items_.residual(b), begin, end, worker);
         });
-        for (int64_t b = from; mask != nullptr && b < to; b++)
-          clear_masked(mask + (first + b) * length_, residual_ + b * size_);
+        for (int64_t b = from; b < to; b++) items_.clear_masked(b);
       }
-      if (training != nullptr) learn(s, first, items, *training, thread);
     }
     if (rest != nullptr) std::memcpy(rest + first * size_, residual_, sizeof(float) * items * size_);
-    if (training != nullptr) finish(x, mask, first, items, *training);
   }
 
  private:
@@ -218,109 +166,46 @@ class Encoder {
   }
 
   // Pools and searches rows [begin, end) of the items from `from` on.
-  void find_codes(int64_t s, int64_t from, int64_t begin, int64_t end, bool masked, float* pooled, int64_t worker) {
+  void find_codes(int64_t s, int64_t from, int64_t begin, int64_t end, int64_t worker) {
     const int64_t n = shape_.lengths[s], dim = shape_.dim;
     for (int64_t i = begin; i < end;) {
       const int64_t item = i / n, last = (item + 1) * n < end ? (item + 1) * n : end, b = from + item;
-      const float* own = residual_ + b * size_ + (channels_ > dim ? s * dim : 0);
-      resampler_.pool(s, own, channels_, dim, masked ? seen_ + b * (length_ + 1) : nullptr, pooled + item * n * dim,
-                      i - item * n, last - item * n);
+      const float* own = items_.residual(b) + (channels_ > dim ? s * dim : 0);
+      resampler_.pool(s, own, channels_, dim, items_.seen(b), pooled_ + item * n * dim, i - item * n, last - item * n);
       i = last;
     }
-    search(pooled + begin * dim, end - begin, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, worker,
+    search(pooled_ + begin * dim, end - begin, book(shape_, packed_, action_.codebooks, s), shape_, scratch_, worker,
            idx_ + begin, [&](const int64_t* found, int count) { rows_.fetch(s, found, count); });
-  }
-
-  void start(const float* x, const uint8_t* mask, int64_t item, int64_t b) {
-    float* r = residual_ + b * size_;
-    std::memcpy(r, x, sizeof(float) * size_);
-    if (mask != nullptr) {
-      clear_masked(mask + item * length_, r);
-      int32_t* seen = seen_ + b * (length_ + 1);
-      seen[0] = 0;
-      for (int64_t t = 0; t < length_; t++) seen[t + 1] = seen[t] + (mask[item * length_ + t] != 0);
-    }
-    broken_[b] = !all_finite(r, size_);
-  }
-
-  void clear_masked(const uint8_t* mask, float* r) {
-    for (int64_t t = 0; t < length_; t++)
-      if (!mask[t]) std::memset(r + t * channels_, 0, sizeof(float) * channels_);
-  }
-
-  void drop_unseen(int64_t n, bool masked, int64_t b, int64_t* idx) {
-    const int32_t* seen = seen_ + b * (length_ + 1);
-    for (int64_t i = 0; i < n; i++) {
-      const int64_t begin = i * length_ / n, end = ((i + 1) * length_ + n - 1) / n;
-      if (broken_[b] || (masked && seen[end] == seen[begin])) idx[i] = -1;
-    }
-  }
-
-  // After scale s the residual is what the loss and the gradients of the scale are made of.
-  void learn(int64_t s, int64_t first, int64_t items, const Training& training, int64_t thread) {
-    const int64_t n = shape_.lengths[s], dim = shape_.dim, wide = action_.taps * dim;
-    for (int64_t b = 0; b < items; b++) {
-      const float* r = residual_ + b * size_;
-      training.loss[first + b] = (s > 0 ? training.loss[first + b] : 0.0) + squared_norm(r, size_);
-      float* sum = training.residual_sum + (first + b) * size_;
-      if (s == 0) std::memcpy(sum, r, sizeof(float) * size_);
-      else add_scaled(sum, r, 1.0f, size_);
-    }
-    if (training.folded_grad == nullptr) return;
-    std::memset(gradient_, 0, sizeof(float) * rows_.distinct * wide);
-    for (int64_t b = 0; b < items; b++)
-      act_adjoint(residual_ + b * size_, resampler_.at(), action_.taps, length_, dim, rows_.slots + b * n, gradient_);
-    const int64_t kernel = thread * action_.kernels + action_.kernel_of[s];
-    gemm_accumulate(wide, dim, rows_.distinct, gradient_, 1, wide, rows_.codes(),
-                    training.folded_grad + kernel * wide * dim, panel_);
-    for (int64_t b = 0; b < items; b++) {
-      // An item's sum first: adding frame by frame to the sum of a batch would lose digits.
-      std::memset(column_, 0, sizeof(float) * dim);
-      for (int64_t t = 0; t < length_; t++) add_scaled(column_, residual_ + b * size_ + t * dim, 1.0f, dim);
-      add_scaled(training.bias_grad + kernel * dim, column_, 1.0f, dim);
-    }
-  }
-
-  void finish(const float* x, const uint8_t* mask, int64_t first, int64_t items, const Training& training) {
-    for (int64_t b = 0; b < items; b++) {
-      float* q = training.quantized + (first + b) * size_;
-      std::memcpy(q, x + (first + b) * size_, sizeof(float) * size_);
-      if (mask != nullptr) clear_masked(mask + (first + b) * length_, q);
-      add_scaled(q, residual_ + b * size_, -1.0f, size_);
-    }
   }
 
   const Shape& shape_;
   const Packed& packed_;
   const Action& action_;
   const int64_t length_, channels_, size_, longest_;
-  Buffer<float> residual_, pooled_;
+  Buffer<float> residual_;
+  Items items_;
+  Buffer<float> pooled_;
   Buffer<int64_t> idx_;
-  Buffer<int32_t> seen_;
-  Buffer<bool> broken_;
   Resampler resampler_;
   Rows rows_;
   const ThreadPool& team_;
   SearchScratch scratch_;
-  Buffer<float> gradient_, panel_, column_;
 };
 
 inline void encode(const Shape& shape, const Packed& packed, const Action& action, const float* x,
                    const uint8_t* mask, int64_t batch, int64_t length, int64_t* out, float* rest,
-                   const Training* training, const ThreadPool& pool) {
+                   const ThreadPool& pool) {
   const int64_t tokens = total_tokens(shape), block = block_items(batch, length * channels(shape), pool.threads);
   const int64_t blocks = (batch + block - 1) / block;
   const int64_t shares = pool.threads < blocks ? pool.threads : blocks;
   const ThreadPool alone;
-  const ThreadPool& team = blocks == 1 && training == nullptr ? pool : alone;
-  // Shares are fixed before the threads are, so that sums come out alike whichever thread takes which share.
+  const ThreadPool& team = blocks == 1 ? pool : alone;
   parallel(pool, shares, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; share++) {
-      Encoder encoder(shape, packed, action, length, block, training != nullptr && training->folded_grad != nullptr,
-                      team);
+      Encoder encoder(shape, packed, action, length, block, mask != nullptr, team);
       for (int64_t i = blocks * share / shares; i < blocks * (share + 1) / shares; i++) {
         const int64_t first = i * block, items = batch - first < block ? batch - first : block;
-        encoder.run(x, mask, first, items, batch, tokens, out, rest, training, share);
+        encoder.run(x, mask, first, items, tokens, out, rest);
       }
     }
   });
@@ -359,40 +244,6 @@ inline bool decode(const Shape& shape, const Action& action, const int64_t* code
     }
   });
   return true;
-}
-
-inline void statistics(const Shape& shape, const float* rows, const int64_t* codes, int64_t batch,
-                       const int64_t* samples, float* hits, float* sums, float* sampled, const ThreadPool& pool) {
-  // Every part of a codebook belongs to one task, which goes through the rows in order: the same sums each time.
-  const int64_t dim = shape.dim, tokens = total_tokens(shape), size = shape.codes;
-  const int64_t parts = shape.books > 1 ? 1 : pool.threads;
-  parallel(pool, shape.books * parts, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; task++) {
-      const int64_t book = task / parts, low = size * (task % parts) / parts, high = size * (task % parts + 1) / parts;
-      float *hit = hits + book * size, *sum = sums + book * size * dim;
-      std::memset(hit + low, 0, sizeof(float) * (high - low));
-      std::memset(sum + low * dim, 0, sizeof(float) * (high - low) * dim);
-      const float* scale_rows = rows;
-      for (int64_t s = 0, offset = 0; s < shape.scales; offset += shape.lengths[s++]) {
-        const int64_t n = shape.lengths[s];
-        if (shape.books == 1 || s == book) {
-          for (int64_t i = 0; i < batch * n; i++) {
-            const int64_t k = codes[(i / n) * tokens + offset + i % n];
-            if (k < low || k >= high) continue;
-            hit[k] += 1.0f;
-            add_scaled(sum + k * dim, scale_rows + i * dim, 1.0f, dim);
-          }
-          for (int64_t k = low; samples != nullptr && s == book && k < high; k++) {
-            const int64_t i = samples[book * size + k];
-            float* out = sampled + (book * size + k) * dim;
-            if (codes[(i / n) * tokens + offset + i % n] < 0) std::memset(out, 0, sizeof(float) * dim);
-            else std::memcpy(out, scale_rows + i * dim, sizeof(float) * dim);
-          }
-        }
-        scale_rows += batch * n * dim;
-      }
-    }
-  });
 }
 
 // VQ-VAE's moving averages (arXiv 1711.00937, appendix A.1), as `update` of aar_kernels/quantization/reference.py.
@@ -439,5 +290,5 @@ inline void update(const Shape& shape, const Averages& averages, float* codebook
 #define AAR_DEFINE_MSRQ(LEVEL)                                                                              \
   const aar::MsrqKernels aar::msrq_kernels_##LEVEL = {AAR_ISA::pack,       AAR_ISA::build_table,            \
                                                       AAR_ISA::encode,     AAR_ISA::decode,                 \
-                                                      AAR_ISA::statistics, AAR_ISA::update,             \
+                                                      AAR_ISA::quantize,   AAR_ISA::update,             \
                                                       AAR_ISA::project,    AAR_ISA::gather};

@@ -108,17 +108,13 @@ inline void act(const float* const* rows, const Position* at, int64_t taps, int6
   }
 }
 
-// The adjoint of `act`: adds to grad_rows[slots[i]][taps][dim] what the rows of code i did to the frames g[length][dim].
-inline void act_adjoint(const float* g, const Position* at, int64_t taps, int64_t length, int64_t dim,
+// The adjoint of `act` with one tap: adds to grad_rows[slots[i]][dim] what the row of code i did to frames [begin, end) of
+// g[length][dim].
+inline void act_adjoint(const float* g, const Position* at, int64_t begin, int64_t end, int64_t dim,
                         const int32_t* slots, float* grad_rows) {
-  const int64_t half = taps / 2;
-  for (int64_t t = 0; t < length; t++) {
-    for (int64_t tap = 0; tap < taps; tap++) {
-      const int64_t u = t + tap - half;
-      if (u < 0 || u >= length) continue;
-      add_scaled(grad_rows + (slots[at[u].i0] * taps + tap) * dim, g + t * dim, at[u].w0, dim);
-      if (at[u].w1 != 0.0f) add_scaled(grad_rows + (slots[at[u].i1] * taps + tap) * dim, g + t * dim, at[u].w1, dim);
-    }
+  for (int64_t t = begin; t < end; t++) {
+    add_scaled(grad_rows + slots[at[t].i0] * dim, g + t * dim, at[t].w0, dim);
+    if (at[t].w1 != 0.0f) add_scaled(grad_rows + slots[at[t].i1] * dim, g + t * dim, at[t].w1, dim);
   }
 }
 

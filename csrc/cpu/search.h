@@ -19,20 +19,26 @@ inline Book book(const Shape& shape, const Packed& packed, const float* codebook
           packed.bytes == nullptr ? nullptr : packed.byte_bias + b * size};
 }
 
-inline void pack_book(const float* codebook, const Shape& shape, const Packed& packed, int64_t b) {
-  const int64_t dim = shape.dim, size = padded(shape.codes);
-  float* bias = packed.bias + b * size;
-  float* normalised = shape.cosine ? packed.exact + b * shape.codes * dim : nullptr;
+// bias[codes]: |e|^2 / 2, or 0 for cosine. Returns the codes as they are searched: for cosine normalised[codes][dim].
+inline const float* measure_book(const float* codebook, const Shape& shape, float* bias, float* normalised) {
+  const int64_t dim = shape.dim;
   for (int64_t k = 0; k < shape.codes; k++) {
     const float* e = codebook + k * dim;
-    double square = 0.0;
-    for (int64_t d = 0; d < dim; d++) square += double(e[d]) * double(e[d]);
+    double squares[4] = {};  // four chains of additions, which overlap
+    for (int64_t d = 0; d < dim; d++) squares[d % 4] += double(e[d]) * double(e[d]);
+    const double square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
     const double norm = std::fmax(std::sqrt(square), 1e-12);
     for (int64_t d = 0; shape.cosine && d < dim; d++) normalised[k * dim + d] = float(double(e[d]) / norm);
     bias[k] = shape.cosine ? 0.0f : float(0.5 * square);
   }
-  const float* codes = shape.cosine ? normalised : codebook;
-  float* bound = packed.bound + b * kBounds;
+  return shape.cosine ? normalised : codebook;
+}
+
+inline void pack_book(const float* codebook, const Shape& shape, const Packed& packed, int64_t b) {
+  const int64_t dim = shape.dim, size = padded(shape.codes);
+  float *bias = packed.bias + b * size, *bound = packed.bound + b * kBounds;
+  const float* codes =
+      measure_book(codebook, shape, bias, shape.cosine ? packed.exact + b * shape.codes * dim : nullptr);
   pack_shorts(codes, shape, packed.codes + b * size * 2 * pairs(dim), packed.scale + b * size, bias, bound);
   if (packed.bytes != nullptr)
     pack_bytes(codes, shape, bias, packed.bytes + b * size * byte_width(dim), packed.byte_bias + b * size, bound);

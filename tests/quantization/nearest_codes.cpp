@@ -66,7 +66,7 @@ std::vector<int64_t> encode(const aar::MsrqKernels& kernels, const Problem& p) {
   action.codebooks = p.book.data();
   std::vector<int64_t> out(p.rows);
   kernels.pack(shape, p.book.data(), packed, {});
-  kernels.encode(shape, packed, action, p.z.data(), nullptr, 1, p.rows, out.data(), nullptr, nullptr, {});
+  kernels.encode(shape, packed, action, p.z.data(), nullptr, 1, p.rows, out.data(), nullptr, {});
   return out;
 }
 

@@ -56,8 +56,8 @@ inline PackedSizes packed_sizes(const Shape& shape) {
           bytes_pay(shape) ? shape.books * size * byte_width(shape.dim) : 0, bytes_pay(shape) ? shape.books * size : 0};
 }
 
-// How codes act on the residual. Either a table with the rows of every code, or, where codebooks change too often or
-// are too many for a table, the folded weights from which the rows of the codes in use are computed.
+// How codes act on the residual. Either a table with the rows of every code, or, where codes are too many for a table, the
+// folded weights from which the rows of the codes in use are computed.
 struct Action {
   int64_t taps = 1;
   const float* codebooks = nullptr;  // [books][codes][dim]
@@ -69,16 +69,28 @@ struct Action {
   int64_t kernels = 0;
 };
 
-// Results of the training forward; `rows` and the gradients may be null.
+// The convolutions of phi as they are trained, all of them odd and at most `taps` wide.
+struct Phi {
+  int64_t kernels = 0, taps = 1;
+  const float* const* weights = nullptr;  // [kernels] to [dim out][dim in][widths[kernel]]
+  const float* const* biases = nullptr;   // [kernels] to [dim]
+  const int64_t* widths = nullptr;
+  const int64_t* kernel_of = nullptr;  // [scales]
+};
+
+// Results of the training forward. Gradients and statistics may be null.
 struct Training {
+  int64_t* codes;       // [batch][sum of lengths]
   float* quantized;     // [batch][T][dim]
   double* loss;         // [batch]: sum of squared residuals over scales, frames and channels
   float* residual_sum;  // [batch][T][dim]: sum over scales of the residual after the scale
-  float* rows;          // [scale][batch][lengths[scale]][dim]: the pooled rows that were searched
-  // What the gradients of the loss by phi are made of, summed per thread into buffers that the caller has zeroed.
-  float* folded_grad;  // [threads][kernels][taps][dim out][dim in]: residual x interpolated code
-  float* bias_grad;    // [threads][kernels][dim]: residual
-  int64_t threads;
+  // Gradients of -factor times the sum of `loss`, as far as h - r is concerned: [kernels][dim out][dim in][taps], [kernels][dim]
+  float *weight_grad, *bias_grad;
+  float factor;
+  // hits[books][codes] and sums[books][codes][dim] of the searched rows; sampled[books][codes][dim] are the rows that
+  // samples[books][codes] name (of scale 0 if the codebook is shared), zeros for a row without a code.
+  float *hits, *sums, *sampled;
+  const int64_t* samples;
 };
 
 // Moving averages of the codebooks: decay, Laplace smoothing, and the average hits below which a code is replaced.
@@ -93,19 +105,18 @@ struct MsrqKernels {
   void (*build_table)(const float* codebook, const float* folded, int64_t codes, int64_t dim, int64_t taps,
                       float* table, const ThreadPool&);
   // x[batch][T][channels], mask[batch][T] or null -> out[batch][sum of lengths]. `rest`, where given, receives what the
-  // levels leave of x. `training` may be null.
+  // levels leave of x.
   void (*encode)(const Shape&, const Packed&, const Action&, const float* x, const uint8_t* mask, int64_t batch,
-                 int64_t length, int64_t* out, float* rest, const Training* training, const ThreadPool&);
+                 int64_t length, int64_t* out, float* rest, const ThreadPool&);
   // codes[batch][tokens of scales first..last) -> adds to f_hat[batch][length][dim]; after each scale, where given,
   // copies to scales_out[scale - first][batch][length][dim] and pools to next_out[batch][next_stride / dim][dim].
   // Returns false, having written nothing, where a code is outside [-1, codes).
   bool (*decode)(const Shape&, const Action&, const int64_t* codes, int64_t batch, int64_t length, int64_t first,
                  int64_t last, float* f_hat, float* scales_out, float* next_out, int64_t next_stride,
                  const ThreadPool&);
-  // sums[books][codes][dim] and hits[books][codes] of the searched rows; sampled[books][codes][dim] are the rows that
-  // samples[books][codes] name (of scale 0 if the codebook is shared), zeros for a row without a code.
-  void (*statistics)(const Shape&, const float* rows, const int64_t* codes, int64_t batch, const int64_t* samples,
-                     float* hits, float* sums, float* sampled, const ThreadPool&);
+  // The training forward of x[batch][T][dim], batch > 0. Codebooks and phi change at each step, so nothing is packed ahead.
+  void (*quantize)(const Shape&, const float* codebooks, const Phi&, const float* x, const uint8_t* mask, int64_t batch,
+                   int64_t length, const Training&, const ThreadPool&);
   // One step of the moving averages: in place on the three buffers of [books][codes](...). sampled may be null.
   void (*update)(const Shape&, const Averages&, float* codebooks, float* cluster_size, float* embed_avg,
                  const float* hits, const float* sums, const float* sampled, const ThreadPool&);
