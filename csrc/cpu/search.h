@@ -19,14 +19,23 @@ inline Book book(const Shape& shape, const Packed& packed, const float* codebook
           packed.bytes == nullptr ? nullptr : packed.byte_bias + b * size};
 }
 
+// Several chains of additions, which overlap.
+inline double exact_square(const float* row, int64_t dim) {
+  double sums[8] = {}, total = 0.0;
+  int64_t d = 0;
+  for (; d + 8 <= dim; d += 8)
+    for (int i = 0; i < 8; i++) sums[i] += double(row[d + i]) * double(row[d + i]);
+  for (; d < dim; d++) total += double(row[d]) * double(row[d]);
+  for (double sum : sums) total += sum;
+  return total;
+}
+
 // bias[codes]: |e|^2 / 2, or 0 for cosine. Returns the codes as they are searched: for cosine normalised[codes][dim].
 inline const float* measure_book(const float* codebook, const Shape& shape, float* bias, float* normalised) {
   const int64_t dim = shape.dim;
   for (int64_t k = 0; k < shape.codes; k++) {
     const float* e = codebook + k * dim;
-    double squares[4] = {};  // four chains of additions, which overlap
-    for (int64_t d = 0; d < dim; d++) squares[d % 4] += double(e[d]) * double(e[d]);
-    const double square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+    const double square = exact_square(e, dim);
     const double norm = std::fmax(std::sqrt(square), 1e-12);
     for (int64_t d = 0; shape.cosine && d < dim; d++) normalised[k * dim + d] = float(double(e[d]) / norm);
     bias[k] = shape.cosine ? 0.0f : float(0.5 * square);

@@ -31,7 +31,7 @@ inline void thresholds(const float* panel, const PlainBook& book, int64_t dim, f
       const Floats z = load(panel + d * kTileColumns + v * kLanes);
       square[v] = fma(z, z, square[v]);
     }
-  // A sum of products in n roundings is off by n * 2^-24 of the sum of their magnitudes, plus what underflows.
+  // A sum of products (of biases too) in n roundings is off by n * 2^-24 of the sum of their magnitudes, plus what underflows.
   const float relative = 2.001f * float(dim + 4) * 0x1p-24f;
   for (int j = 0; j < kTileColumns; j++) {
     const float magnitude = std::sqrt(square[j / kLanes][j % kLanes]) * book.largest + book.largest_bias;

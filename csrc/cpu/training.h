@@ -23,9 +23,17 @@ class LevelBook {
       book_ = book(shape_, packed(), codebook, 0);
       return;
     }
-    plain_book_ = {measure_book(codebook, shape_, bias_, normalised_), bias_, shape_.cosine ? 1.001f : 0.0f, 0.0f};
-    for (int64_t k = 0; k < shape_.codes; k++) plain_book_.largest_bias = std::fmax(plain_book_.largest_bias, bias_[k]);
-    if (!shape_.cosine) plain_book_.largest = std::sqrt(2.0f * plain_book_.largest_bias);
+    plain_book_ = {codebook, bias_, 1.001f, 0.0f};
+    if (shape_.cosine) {
+      plain_book_.codes = measure_book(codebook, shape_, bias_, normalised_);
+      return;
+    }
+    for (int64_t k = 0; k < shape_.codes; k++) {
+      const float* e = codebook + k * shape_.dim;
+      bias_[k] = -0.5f * rounded_cost<true>(e, e, shape_.dim);
+      plain_book_.largest_bias = std::fmax(plain_book_.largest_bias, bias_[k]);
+    }
+    plain_book_.largest = 1.001f * std::sqrt(2.0f * plain_book_.largest_bias);
   }
 
   void search(const float* z, int64_t n, int64_t worker, int64_t* out) {
@@ -147,8 +155,8 @@ class Trainer {
     const float* weight = phi_.weights[kernel];
     if (margin > 0) std::memset(folded_, 0, sizeof(float) * phi_.taps * square_);
     for (int64_t in = 0; in < dim_; in++)
-      for (int64_t o = 0; o < dim_; o++)
-        for (int64_t k = 0; k < width; k++)
+      for (int64_t k = 0; k < width; k++)
+        for (int64_t o = 0; o < dim_; o++)
           folded_[((margin + k) * dim_ + in) * dim_ + o] = 0.5f * weight[(o * dim_ + in) * width + k];
     for (int64_t d = 0; d < dim_; d++) {
       folded_[(phi_.taps / 2 * dim_ + d) * dim_ + d] += 0.5f;
