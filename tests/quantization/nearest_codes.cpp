@@ -3,6 +3,7 @@
 //
 // Links with csrc/cpu/isa.cpp and msrq_{portable,avx2,avx512}.cpp and nothing else, statically if wanted, so that it
 // also runs in an emulator of processors that are not at hand.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -67,6 +68,25 @@ std::vector<int64_t> encode(const aar::MsrqKernels& kernels, const Problem& p) {
   std::vector<int64_t> out(p.rows);
   kernels.pack(shape, p.book.data(), packed, {});
   kernels.encode(shape, packed, action, p.z.data(), nullptr, 1, p.rows, out.data(), nullptr, {});
+  return out;
+}
+
+// The training forward, by so few rows at a time that it searches the codebook as it is.
+std::vector<int64_t> encode_few(const aar::MsrqKernels& kernels, const Problem& p) {
+  const int64_t most = std::max<int64_t>(1, (p.codes - 1) / 4);
+  std::vector<int64_t> out(p.rows);
+  std::vector<float> quantized(most * p.dim), residual_sum(most * p.dim);
+  for (int64_t first = 0; first < p.rows; first += most) {
+    const int64_t rows = std::min(most, p.rows - first);
+    const aar::Shape shape{1, 1, p.codes, p.dim, &rows, p.cosine};
+    double loss;
+    aar::Training training{};
+    training.codes = out.data() + first;
+    training.quantized = quantized.data();
+    training.loss = &loss;
+    training.residual_sum = residual_sum.data();
+    kernels.quantize(shape, p.book.data(), {}, p.z.data() + first * p.dim, nullptr, 1, rows, training, {});
+  }
   return out;
 }
 
@@ -163,12 +183,12 @@ const Trap kTraps[] = {
 
 int failures = 0, checked = 0;
 
-void check(const char* level, const aar::MsrqKernels& kernels, const Problem& p, const std::vector<int64_t>& expected) {
-  const std::vector<int64_t> found = encode(kernels, p);
+void compare(const char* level, const char* way, const Problem& p, const std::vector<int64_t>& found,
+             const std::vector<int64_t>& expected) {
   for (int64_t i = 0; i < p.rows; i++) {
     if (found[i] == expected[i]) continue;
-    std::printf("%s: %s, %lld codes of %lld channels%s: row %lld has code %lld, not %lld\n", level, p.name.c_str(),
-                (long long)p.codes, (long long)p.dim, p.cosine ? ", cosine" : "", (long long)i, (long long)found[i],
+    std::printf("%s, %s: %s, %lld codes of %lld channels%s: row %lld has code %lld, not %lld\n", level, way,
+                p.name.c_str(), (long long)p.codes, (long long)p.dim, p.cosine ? ", cosine" : "", (long long)i, (long long)found[i],
                 (long long)expected[i]);
     failures++;
     break;
@@ -176,20 +196,28 @@ void check(const char* level, const aar::MsrqKernels& kernels, const Problem& p,
   checked++;
 }
 
+void check(const char* level, const aar::MsrqKernels& kernels, const Problem& p, const std::vector<int64_t>& expected) {
+  compare(level, "packed", p, encode(kernels, p), expected);
+  compare(level, "as it is", p, encode_few(kernels, p), expected);
+}
+
 // A row with NaN or an infinity in it breaks the item; in a codebook it must not lead out of it.
 void check_nan(const char* level, const aar::MsrqKernels& kernels, float bad) {
   int wrong = 0;
   Problem p = random_problem(300, 20, 13, false);
   p.z[7 * p.dim + 3] = bad;
-  for (int64_t code : encode(kernels, p)) wrong += code != -1;
+  for (const auto& codes : {encode(kernels, p), encode_few(kernels, p)})
+    for (int64_t code : codes) wrong += code != -1;
   p = random_problem(300, 20, 13, false);
   p.book[5 * p.dim + 3] = bad;
-  for (int64_t code : encode(kernels, p)) wrong += code < 0 || code >= p.codes;
+  for (const auto& codes : {encode(kernels, p), encode_few(kernels, p)})
+    for (int64_t code : codes) wrong += code < 0 || code >= p.codes;
   for (float& x : p.book) x = bad;
-  for (int64_t code : encode(kernels, p)) wrong += code < 0 || code >= p.codes;
+  for (const auto& codes : {encode(kernels, p), encode_few(kernels, p)})
+    for (int64_t code : codes) wrong += code < 0 || code >= p.codes;
   if (wrong > 0) std::printf("%s: wrong with %g\n", level, bad);
   failures += wrong > 0;
-  checked += 3;
+  checked += 6;
 }
 
 }  // namespace

@@ -198,6 +198,30 @@ def test_autocast_leaves_the_search_in_float32(backend):
         assert quantized.isfinite().all()
 
 
+def test_training_does_not_depend_on_the_number_of_threads(fast):
+    """Sums of phi's gradients are the only ones that each thread begins anew."""
+    case, results, before = make_case("published"), [], torch.get_num_threads()
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        results.append(quantization.quantize(case.x, case.levels, statistics=True, backend=fast))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_either_result_alone_has_a_gradient(backend):
+    """The quantized sequence's is known in closed form; both together are the sum."""
+    case, grads = make_case("published"), []
+    phi = [weight.requires_grad_() for weight in case.levels.weights[1:]]
+    for use in (lambda q, loss: q.sum(), lambda q, loss: loss, lambda q, loss: q.sum() + loss):
+        x = case.x.clone().requires_grad_()
+        quantized, _, loss, _ = quantization.quantize(x, case.levels, backend=backend)
+        grads.append(torch.autograd.grad(use(quantized, loss), [x, *phi], allow_unused=True, materialize_grads=True))
+    torch.testing.assert_close(grads[0][0], torch.full_like(case.x, float(case.levels.schedule.num_scales)))
+    for alone, other, both in zip(*grads, strict=True):
+        torch.testing.assert_close(alone + other, both)
+    assert all(grad.abs().max() > 0 for grad in grads[1])
+
+
 def test_results_do_not_depend_on_the_run(backend):
     case = make_case("published")
     results = [quantization.quantize(case.x, case.levels, statistics=True, backend=backend) for _ in range(2)]
