@@ -137,7 +137,8 @@ def _backward(ctx, grad_quantized, _codes, grad_loss, *_):
     residual_sum, weight_grad, bias_grad, mask = ctx.saved_tensors
     grad_x = None
     if grad_quantized is not None:
-        grad_x = ctx.multiplicity * (grad_quantized if mask is None else grad_quantized.masked_fill(~mask[..., None], 0))
+        grad = grad_quantized if mask is None else grad_quantized.masked_fill(~mask[..., None], 0)
+        grad_x = ctx.multiplicity * grad
     if grad_loss is not None:
         rows = residual_sum.shape[0] * residual_sum.shape[1] if mask is None else mask.sum()
         scale = 2 * grad_loss / (ctx.scales * residual_sum.shape[-1]) / (rows + (rows == 0))
