@@ -3,8 +3,8 @@
 For tensors on the CPU; those on a GPU go to `native_cuda`.
 
 At inference the codebooks are packed for the integer screen and phi is tabulated per code; both are remembered until a
-weight changes. In training codebooks and phi move at each step: a level's codebook is packed when the level comes to it,
-or searched as it is by few rows, and phi's products are computed for the codes in use alone.
+weight changes. In training codebooks and phi move at each step: a level's codebook is packed when its turn comes, or
+searched as it is by few rows, and phi's products are computed for the codes in use alone.
 """
 
 from __future__ import annotations
