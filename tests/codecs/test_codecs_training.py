@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from codec_training_cases import TRAINING, Training, train
 from helpers import assert_as_accurate
-from training_cases import TRAINING, Training, train
 
 import aar_kernels as ak
 from aar_kernels.codecs import search
