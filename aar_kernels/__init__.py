@@ -24,6 +24,7 @@ _HOMES = {
     "scale_attention": "attention",
     "scale_attention_step": "attention",
     "seanet": None,
+    "transformer": None,
     "use_backend": "dispatch",
 }
 __all__ = [*_HOMES]

@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 import aar_kernels as ak
+from aar_kernels import transformer
 from aar_kernels.cache import DerivedCache
 from aar_kernels.graph import Graph, Pool, capturing, keep
 from aar_kernels.linear import linear, pack
@@ -241,7 +242,9 @@ class Engine:
             raise ValueError(f"int8 weights need a float32 model on the CPU, not {where}")
         # Of everything between the residual stream, which is in the model's, and the logits.
         self.dtype = torch.float32 if packed else dtype
-        self.layers = [_Layer(block, dtype, self.dtype) for block in model.blocks]
+        self.softmax_scale = model.blocks[0].softmax_scale
+        make = partial(_packed_block, dtype=dtype) if packed else partial(_Layer, dtype=dtype, activations=self.dtype)
+        self.layers = [make(block) for block in model.blocks]
         self.word, self.head = _linear(model.word, dtype), _linear(model.head, dtype)
         self.places = model.places(0, model.schedule.num_scales)
         embedding = model.embed_condition(model.null_condition[None])
@@ -261,6 +264,9 @@ class Engine:
 
     def blocks(self, x: Tensor, modulations: list[Tensor], caches: list[ak.ScaleCache]) -> Tensor:
         """``[B, n, C]``, ready for the head, of the tokens of one scale; their keys and values enter the caches."""
+        if isinstance(self.layers[0], transformer.Block):
+            options = {"softmax_scale": self.softmax_scale, "eps": self.eps}
+            return transformer.step(x, self.layers, modulations, caches, **options)
         parts = [of_block.chunk(6, dim=-1) for of_block in modulations[:-1]]
         before = [(scale1, shift1) for _, _, scale1, _, shift1, _ in parts] + [modulations[-1].chunk(2, dim=-1)]
         norm = {"eps": self.eps, "dtype": self.dtype}
@@ -272,8 +278,16 @@ class Engine:
         return y
 
 
+def _packed_block(block: Block, dtype: torch.dtype) -> transformer.Block:
+    layers = (block.qkv, block.proj, block.fc1, block.fc2)
+    biases = (block.qkv_bias, block.proj.bias, block.fc1.bias, block.fc2.bias)
+    log_scale = None if block.log_scale is None else block.log_scale.detach()
+    weights = (pack(layer.weight, dtype=dtype) for layer in layers)
+    return transformer.Block(*weights, tuple(bias.detach() for bias in biases), log_scale)
+
+
 class _Layer:
-    """A block's weights."""
+    """A block's weights, where they are not packed: layer by layer."""
 
     def __init__(self, block: Block, dtype: torch.dtype, activations: torch.dtype):
         self.heads, self.softmax_scale = block.heads, block.softmax_scale

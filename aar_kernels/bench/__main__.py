@@ -18,7 +18,7 @@ from .rows import Results, Row
 from .run import run
 from .shapes import BATCHES, DTYPES, LATENTS, SHAPES
 
-BENCHMARKS = ("quantization", "attention", "modulation", "sampling", "linear", "codecs")
+BENCHMARKS = ("quantization", "attention", "modulation", "sampling", "linear", "transformer", "codecs")
 SWEPT = ("batch", "length", "scales", "codes", "latent", "channels", "rows")
 
 

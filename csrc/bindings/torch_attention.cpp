@@ -1,7 +1,5 @@
 // Block-causal scale attention on LibTorch's stable ABI.
-#include "aar/attention.h"
-
-#include "torch.h"
+#include "torch_layers.h"
 
 namespace {
 
@@ -12,16 +10,6 @@ aar::Element element_of(const Tensor& tensor) {
   return dtype == ScalarType::Float      ? aar::Element::float32
          : dtype == ScalarType::BFloat16 ? aar::Element::bfloat16
                                          : aar::Element::float16;
-}
-
-// [batch, tokens or more, heads, dim] with channels side by side.
-aar::Heads heads_of(const Tensor& tensor, const Tensor& like, int64_t tokens) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == 4 && tensor.scalar_type() == like.scalar_type() &&
-                      tensor.size(0) == like.size(0) && tensor.size(1) >= tokens && tensor.size(2) == like.size(2) &&
-                      tensor.size(3) == like.size(3),
-                  "aar_native: tensors of one attention must agree in dtype and shape");
-  STD_TORCH_CHECK(tensor.stride(3) == 1 || tensor.size(3) == 1 || tensor.numel() == 0, "aar_native: channels must be contiguous");
-  return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
 aar::AttentionShape shape_of(const Tensor& q, const MaybeTensor& head_log_scale, double softmax_scale) {
@@ -47,7 +35,7 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor q, Tensor k, Tensor v, Maybe
   const aar::AttentionShape shape = shape_of(q, head_log_scale, softmax_scale);
   check_lengths(lengths, shape.tokens);
   Tensor out = make_like(q), lse = make(q, {shape.batch, shape.heads, shape.tokens});
-  const auto heads = [&](const Tensor& tensor) { return heads_of(tensor, q, shape.tokens); };
+  const auto heads = [&](const Tensor& tensor) { return heads_of(tensor, q.scalar_type(), shape, shape.tokens); };
   aar::attention_kernels().forward(shape, lengths.data(), heads(q), heads(k), heads(v), heads(out), floats(lse),
                                    pool());
   return {out, lse};
@@ -62,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(Tensor grad, Tenso
   STD_TORCH_CHECK(lse.numel() == shape.batch * shape.heads * shape.tokens, "aar_native: lse of another shape");
   Tensor grad_q = make_like(q), grad_k = make_like(q), grad_v = make_like(q);
   Tensor grad_scale = make(q, {head_log_scale ? shape.heads : 0});
-  const auto heads = [&](const Tensor& tensor) { return heads_of(tensor, q, shape.tokens); };
+  const auto heads = [&](const Tensor& tensor) { return heads_of(tensor, q.scalar_type(), shape, shape.tokens); };
   aar::attention_kernels().backward(shape, lengths.data(), heads(grad), heads(q), heads(k), heads(v), floats(lse),
                                     heads(grad_q), heads(grad_k), heads(grad_v), floats(grad_scale), pool());
   return {grad_q, grad_k, grad_v, grad_scale};
@@ -73,8 +61,8 @@ Tensor attention_step(Tensor q, Tensor k, Tensor v, Tensor cache_k, Tensor cache
   const aar::AttentionShape shape = shape_of(q, head_log_scale, softmax_scale);
   STD_TORCH_CHECK(start >= 0, "aar_native: start must not be negative");
   Tensor out = make_like(q);
-  const auto heads = [&](const Tensor& tensor) { return heads_of(tensor, q, shape.tokens); };
-  const auto cache = [&](const Tensor& tensor) { return heads_of(tensor, q, start + shape.tokens); };
+  const auto heads = [&](const Tensor& tensor) { return heads_of(tensor, q.scalar_type(), shape, shape.tokens); };
+  const auto cache = [&](const Tensor& tensor) { return heads_of(tensor, q.scalar_type(), shape, start + shape.tokens); };
   aar::attention_kernels().step(shape, start, heads(q), heads(k), heads(v), cache(cache_k), cache(cache_v), heads(out),
                                 pool());
   return out;

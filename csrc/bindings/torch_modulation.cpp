@@ -1,29 +1,7 @@
 // Adaptive layer normalisation on LibTorch's stable ABI.
-#include "aar/modulation.h"
-
-#include "torch.h"
+#include "torch_layers.h"
 
 namespace {
-
-// What an item has one row of: [batch][channels] with any stride between rows; or one row per token, contiguous.
-aar::Rows rows_of(const aar::ModulationShape& shape, const Tensor& tensor) {
-  const bool per_token = tensor.dim() == 3;
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.size(0) == shape.batch && tensor.size(-1) == shape.channels &&
-                      (per_token ? tensor.is_contiguous() && tensor.size(1) == shape.tokens
-                                 : tensor.dim() == 2 && (tensor.stride(1) == 1 || shape.channels == 1)),
-                  "aar_native: modulation takes contiguous [batch, tokens, channels] and rows of [batch, channels]");
-  aar::Rows rows{tensor.data_ptr(), aar::Element::float32, per_token ? shape.channels : tensor.stride(0)};
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: break;
-    case ScalarType::BFloat16: rows.element = aar::Element::bfloat16; break;
-    case ScalarType::Half: rows.element = aar::Element::float16; break;
-    default: STD_TORCH_CHECK(false, "aar_native: modulation takes fp32, bf16 and fp16");
-  }
-  return rows;
-}
-aar::Rows rows_of(const aar::ModulationShape& shape, const MaybeTensor& tensor) {
-  return tensor ? rows_of(shape, *tensor) : aar::Rows{};
-}
 
 aar::ModulationShape shape_of(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 3 && x.size(2) > 0, "aar_native: x must be [batch, tokens, channels >= 1]");

@@ -36,7 +36,7 @@ def measured(tmp_path):
     return go
 
 
-OPERATORS = ("quantization", "attention", "modulation", "sampling", "linear")
+OPERATORS = ("quantization", "attention", "modulation", "sampling", "linear", "transformer")
 
 
 def test_operators_run_on_small_shapes_and_are_right(measured, tmp_path):
