@@ -43,7 +43,7 @@ def encode(levels: _Levels, x: Tensor) -> Tensor:
             D=dim, COSINE=levels.metric == "cosine", BLOCK_D=triton.next_power_of_2(dim), **blocks,
         )  # fmt: skip
         if s != levels.scales[-1]:
-            _act(levels, s, keys, residual, residual, sign=-1.0, checked=0)
+            _act(levels, s, keys, residual, residual, sign=-1.0, check=False)
     return (keys << 32) >> 32  # the code, without the distance above it
 
 
@@ -104,21 +104,20 @@ def _pool(levels: _Levels, images: Tensor, scale: int, out: Tensor, offset: int 
 
 def _act(
     levels: _Levels, scale: int, tokens: Tensor, base: Tensor | None, out: Tensor, *, sign: float = 1.0,
-    offset: int | None = None, checked: int | None = None,
+    offset: int | None = None, check: bool = True,
 ) -> None:  # fmt: skip
     """``out[B, T, D]`` = ``base``, or nothing, plus ``sign`` times what the tokens of a scale contribute.
 
     Args:
         tokens: ``[B, tokens]`` codes or keys, or rows ``[B, tokens, D]``, those of the scale from ``offset`` on: where
             they stand among all unless given.
-        checked: how many codes are checked: of all scales unless given, and once.
+        check: those of all scales, with the first.
     """
     batch, length, dim = out.shape
     offset = _offset(levels, scale) if offset is None else offset
-    if checked is None:
-        checked = tokens.numel() if offset == 0 else 0
     book, kernel = levels.pairs[scale]
     codes, rows = (None, tokens) if tokens.is_floating_point() else (tokens, levels.codebooks.contiguous()[book])
+    checked = tokens.numel() if check and offset == 0 else 0
     phi, blocks = len(levels.phi_weights) > 0, kernels.cell_blocks(dim)
     image = torch.empty_like(out) if phi else out
     with assertions():
