@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from ..precision import without_tf32
 from .measure import Case, Variant, graphed, interleaved, peak_bandwidth, peak_gflops, peak_memory
 from .rows import Row
 
@@ -70,7 +71,8 @@ def _checked(case: Case) -> tuple[str, dict[str, str]]:
     failed: dict[str, str] = {}
     for _ in range(2):
         try:
-            return case.check(), failed
+            with without_tf32():  # timed they are as PyTorch runs them
+                return case.check(), failed
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
         failed |= _drop_failing_peers(case)

@@ -32,13 +32,13 @@ class Adapter:
         """What the module computes, for the report. Raises `Unsupported` if it is not what this adapter replaces."""
         raise NotImplementedError
 
-    def _choose(self, operator: str, *tensors: Tensor) -> str | None:
-        """The backend that runs a call on these tensors; None: the original code."""
+    def _choose(self, operator: str, *tensors: Tensor, dim: int | None = None) -> str | None:
+        """The backend that runs a call on these tensors, ``dim`` as in `dispatch.Problem`; None: the original code."""
         first = tensors[0]
         if any(tensor.dtype != first.dtype for tensor in tensors) or torch.is_autocast_enabled(first.device.type):
             return None
         forced = self._aar_backend or dispatch.forced()
-        name = dispatch.select(operator, *tensors, backend=forced)
+        name = dispatch.select(operator, *tensors, backend=forced, dim=dim)
         return name if forced or (name == "native" and first.device.type == "cpu") else None
 
     def __reduce_ex__(self, protocol: int) -> tuple:

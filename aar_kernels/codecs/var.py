@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import quantization
 from ..attention import ScaleCache, scale_attention, scale_attention_step
 from ..cache import DerivedCache
+from ..precision import without_tf32
 from ..quantization import Levels, residual_phi
 from ..schedule import GridSchedule, ScaleSchedule
 from .adapter import Adapter, Unsupported, traced
@@ -29,8 +30,8 @@ _caches: weakref.WeakKeyDictionary[nn.Module, ScaleCache] = weakref.WeakKeyDicti
 def _held_to(probe: nn.Module) -> None:
     """Raises `Unsupported` for weights that cannot be probed."""
     for weight in probe.parameters():
-        if weight.dtype != torch.float32 or weight.device.type != "cpu":
-            raise Unsupported(f"its weights are {weight.dtype} on {weight.device}; here they are float32 on a CPU")
+        if weight.dtype != torch.float32 or weight.device.type not in ("cpu", "cuda"):
+            raise Unsupported(f"its weights are {weight.dtype} on {weight.device}; known are float32 on CPU and CUDA")
 
 
 class VarQuantizer(Adapter):
@@ -38,6 +39,7 @@ class VarQuantizer(Adapter):
     what is given rows, of which none need be a code: ``embed_to_fhat`` and ``get_next_autoregressive_input``."""
 
     @torch.no_grad()
+    @without_tf32()
     def _check(self) -> str:
         _held_to(self)
         convolutions = self._convolutions()
@@ -59,7 +61,7 @@ class VarQuantizer(Adapter):
     def _probe(self, levels: Levels) -> None:
         """Compares both on noise, since attributes do not tell all that these methods do."""
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(1, levels.latent_dim, *levels.schedule.grid, generator=generator)
+        x = torch.randn(1, levels.latent_dim, *levels.schedule.grid, generator=generator).to(levels.codebooks.device)
         x *= levels.codebooks.std(correction=0)
         original = self._aar_original
         theirs = torch.cat(original.f_to_idxBl_or_fhat(self, x, False), dim=1)
@@ -191,13 +193,14 @@ class VarAttention(Adapter):
     """
 
     @torch.no_grad()
+    @without_tf32()
     def _check(self) -> str:
         _held_to(self)
         if self.using_flash or self.using_xform:
             raise Unsupported("it runs on flash-attn or xformers")
-        width = self.num_heads * self.head_dim
-        x = torch.randn(1, 6, width, generator=torch.Generator().manual_seed(0))
-        bias = torch.zeros(1, 1, 6, 6).masked_fill(~ScaleSchedule((1, 2, 3)).mask(), -torch.inf)
+        width, device = self.num_heads * self.head_dim, self.mat_qkv.weight.device
+        x = torch.randn(1, 6, width, generator=torch.Generator().manual_seed(0)).to(device)
+        bias = torch.zeros(1, 1, 6, 6, device=device).masked_fill(~ScaleSchedule((1, 2, 3)).mask(device), -torch.inf)
         caching, self.caching = self.caching, False
         dropout, self.attn_drop = self.attn_drop, 0.0
         proj_drop, self.proj_drop = self.proj_drop, nn.Identity()
@@ -227,7 +230,7 @@ class VarAttention(Adapter):
         if self.caching and torch.is_grad_enabled() and any(p.requires_grad for p in (x, *self.parameters())):
             return None
         operator = "attention_step" if self.caching else "attention_forward"
-        if (backend := self._choose(operator, x, self.mat_qkv.weight)) is None:
+        if (backend := self._choose(operator, x, self.mat_qkv.weight, dim=self.head_dim)) is None:
             return None
         return self._attend(x, attn_bias, backend)
 
@@ -257,7 +260,8 @@ class VarAttention(Adapter):
         ours = cache is not None and held > 0 and self.cached_k.data_ptr() == cache.k.data_ptr()
         if ours and cache.length == held and held + more <= cache.k.shape[1]:
             return cache
-        grown = ScaleCache.empty(batch, max(2 * held, held + more, 64), self.num_heads, self.head_dim)
+        room, device = max(2 * held, held + more, 64), self.mat_qkv.weight.device
+        grown = ScaleCache.empty(batch, room, self.num_heads, self.head_dim, device=device)
         if held > 0:
             grown.k[:, :held], grown.v[:, :held] = self.cached_k.transpose(1, 2), self.cached_v.transpose(1, 2)
         grown.length, _caches[self] = held, grown

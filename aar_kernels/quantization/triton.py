@@ -2,8 +2,8 @@
 
 encode and quantize run all scales of an item in one program; the decoding operators run one program per block
 of frames. phi is applied through tables of codes (`triton_kernels.table_kernel`), which inference keeps until
-a weight changes. No kernel uses atomics, so results do not vary from run to run; the statistics are summed by
-``index_add_``, which follows ``torch.use_deterministic_algorithms``."""
+a weight changes. No kernel adds by atomics, so results do not vary from run to run; the statistics are summed by
+``index_add_``, which follows ``torch.use_deterministic_algorithms``. Quantizers of grids are in `triton_grids`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from .._triton import ASSERTING, assertions, unavailable, wrong_device  # noqa: F401
+from . import triton_grids as grids
 from . import triton_kernels as kernels
 from .common import fold
 from .triton_host import Memo, operator, searched, upload
@@ -28,8 +29,8 @@ INT32_MAX = (1 << 31) - 1
 def unsupported(problem) -> str | None:
     if reason := wrong_device(problem):
         return reason
-    if problem.needs:
-        return f"codes of sequences only; {' and '.join(problem.needs)} run on the reference, and compiled on the CPU"
+    if problem.needs and "grids" not in problem.needs:
+        return f"{' and '.join(problem.needs)} of sequences run on the reference, and compiled on the CPU"
     if problem.dtype != torch.float32:
         return f"float32 codebooks only, got {problem.dtype}"
     if problem.needs_grad:
@@ -40,6 +41,8 @@ def unsupported(problem) -> str | None:
 @operator
 def encode(x, mask, *levels) -> Tensor:
     levels = _Levels(*levels)
+    if levels.widths:
+        return grids.encode(levels, x)
     codes = x.new_empty(x.shape[0], levels.tokens, dtype=torch.int64)
     rows = x.new_empty(x.shape[0], max(levels.lengths), x.shape[2])
     _run_scales(levels, x, mask, codes, rows, levels.memo())
@@ -50,13 +53,15 @@ def encode(x, mask, *levels) -> Tensor:
 def decode(codes, *levels_and_length) -> Tensor:
     *levels, length = levels_and_length
     levels = _Levels(*levels)
-    return _decode(levels, codes, length, levels.scales)
+    return grids.decode(levels, codes) if levels.widths else _decode(levels, codes, length, levels.scales)
 
 
 @operator
 def decode_scales(codes, *levels_and_length) -> Tensor:
     *levels, length = levels_and_length
     levels = _Levels(*levels)
+    if levels.widths:
+        return grids.decode_scales(levels, codes)
     return _decode(levels, codes, length, levels.scales, keep_scales=True)
 
 
@@ -64,6 +69,8 @@ def decode_scales(codes, *levels_and_length) -> Tensor:
 def next_scale_inputs(codes, *levels_and_length) -> Tensor:
     *levels, length = levels_and_length
     levels = _Levels(*levels)
+    if levels.widths:
+        return grids.next_scale_inputs(levels, codes)
     return _pool(
         levels, _decode(levels, codes, length, levels.scales[:-1], keep_scales=True), levels.scales[1:]
     )
@@ -73,6 +80,8 @@ def next_scale_inputs(codes, *levels_and_length) -> Tensor:
 def step(f_hat, codes, *levels_and_scale) -> tuple[Tensor, Tensor]:
     *levels, scale = levels_and_scale
     levels = _Levels(*levels)
+    if levels.widths:
+        return grids.step(levels, f_hat, codes, scale)
     batch, length, dim = f_hat.shape
     (group,) = levels.groups(levels.scales[scale : scale + 1], length, levels.memo())
     out, pooled = torch.empty_like(f_hat), f_hat.new_empty(batch, sum(levels.lengths[scale + 1 : scale + 2]), dim)
@@ -133,7 +142,7 @@ class _Levels:
     lengths: Sequence[int]
     phi_index: Sequence[int]
     metric: str
-    widths: Sequence[int]  # none: `unsupported` refuses grids
+    widths: Sequence[int]  # none: sequences
 
     @property
     def scales(self) -> range:
@@ -181,15 +190,23 @@ class _Levels:
         """`table_kernel`'s tables of these pairs ``[P, K, taps, D]``, and the biases of all phi kernels."""
         books, taps = self.codebooks.contiguous(), self.taps
         _, size, dim = books.shape
-        folded, bias = fold(self.phi_weights, self.phi_biases)
+        weights, bias = self._fold()
         table = books.new_empty(len(pairs), size, taps, dim)
         grid = _blocks((len(pairs) * taps,), size, dim)
-        inputs_first = folded.mT.contiguous()
         numbers = upload(pairs, torch.int32, books.device)
         kernels.table_kernel[grid](
-            table, books, inputs_first, numbers, size, D=dim, TAPS=taps, **kernels.TABLE
+            table, books, weights, numbers, size, D=dim, TAPS=taps, **kernels.TABLE
         )
         return table, bias
+
+    @functools.cached_property
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """phi as products: weights ``[P, taps, in, out]`` and biases ``[P, out]``."""
+        return self.memo()(self._fold, "folded")
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        weights, biases = fold(self.phi_weights, self.phi_biases)
+        return weights.mT.contiguous(), biases
 
     def layout(self, length: int, tables: Sequence[int]) -> Tensor:
         """The kernels' ``layout`` of this schedule on sequences of ``length`` frames."""

@@ -70,7 +70,8 @@ def _search(
     rows, book, norms, i, n, size, D: tl.constexpr, COSINE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Index of the row of ``book[size, D]`` nearest to each of ``rows[i]``."""
+    """Index of the row of ``book[size, D]`` nearest to each of ``rows[i]``, and its distance, less the row's own
+    square."""
     scale = tl.full([i.shape[0]], -2.0, tl.float32)
     if COSINE:
         channel = tl.arange(0, BLOCK_D)
@@ -99,7 +100,7 @@ def _search(
             nearest = tl.where(low < best, start + first, nearest)
             best = tl.where(low < best, low, best)
             dots = tl.zeros([i.shape[0], BLOCK_N], tl.float32)
-    return nearest
+    return nearest, best
 
 
 @triton.jit
@@ -205,7 +206,7 @@ def residual_kernel(
             pooled = tl.where(sound, pooled, 0.0)
             tl.store(scale_rows + i[:, None] * D + d[None, :], pooled, mask=(i < n)[:, None] & channels)
             tl.debug_barrier()
-            nearest = _search(
+            nearest, _ = _search(
                 scale_rows,
                 book + e * size * D,
                 norms + e * size,

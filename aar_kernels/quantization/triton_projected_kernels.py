@@ -108,7 +108,7 @@ def levels_kernel(
             mean = tl.where(good, total / stride.to(tl.float32), 0.0)
             tl.store(level_rows + i[:, None] * D + d[None, :], mean, mask=seen)
             tl.debug_barrier()
-            nearest = _search(level_rows, book, norms, i, end, size, D, COSINE, BLOCK_N, BLOCK_K, BLOCK_D)
+            nearest, _ = _search(level_rows, book, norms, i, end, size, D, COSINE, BLOCK_N, BLOCK_K, BLOCK_D)
             tl.store(level_codes + i, tl.where(good, nearest, -1).to(tl.int64), mask=i < end)
             tl.debug_barrier()
         book += size * D

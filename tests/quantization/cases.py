@@ -9,10 +9,10 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from helpers import MARGINS
+from helpers import MARGINS, assert_as_accurate
 from torch import Tensor
 
-from aar_kernels import ScaleSchedule
+from aar_kernels import ScaleSchedule, quantization
 from aar_kernels.quantization import Levels, phi_sharing_index, reference
 
 LATENTS = (64, 1, 3, 128, 8, 16, 100)
@@ -157,6 +157,25 @@ def replay(codes: Tensor, levels: Levels, function, *args):
 
     with mock.patch.object(reference, "search", search):
         return function(*args), searched
+
+
+def assert_decoding(tokens: Tensor, case: Case, name: str, backend: str) -> None:
+    """``name`` of these codes, or rows, is as accurate as plain PyTorch."""
+    function, double = getattr(quantization, name), as_dtype(case.levels, torch.float64)
+    ours, plain = (function(tokens, case.levels, backend=each) for each in (backend, "reference"))
+    exact = function(tokens.double() if tokens.is_floating_point() else tokens, double, backend="reference")
+    assert_as_accurate(ours, plain, exact)
+
+
+def assert_steps(tokens: Tensor, case: Case, backend: str) -> None:
+    """The same of each scale's step, from the case's ``x``."""
+    double, f_hat = as_dtype(case.levels, torch.float64), case.rows(torch.float32)
+    for s, part in enumerate(tokens.split(list(case.levels.schedule.lengths), dim=1)):
+        ours, plain = (quantization.step(s, f_hat, part, case.levels, backend=each) for each in (backend, "reference"))
+        part = part.double() if part.is_floating_point() else part
+        exact = quantization.step(s, f_hat.double(), part, double, backend="reference")
+        assert_as_accurate(ours[0], plain[0], exact[0], f"f_hat after scale {s}")
+        assert_as_accurate(ours[1], plain[1], exact[1], f"input of scale {s + 1}")
 
 
 def assert_codes(codes: Tensor, case: Case) -> None:

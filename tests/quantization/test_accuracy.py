@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from cases import Case, as_dtype, assert_codes, make_case, near_ties, replay
+from cases import Case, as_dtype, assert_codes, assert_steps, make_case, near_ties, replay
 from helpers import assert_as_accurate
 from torch import Tensor
 
@@ -67,14 +67,7 @@ def test_decode(fast, seed, name):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_step(fast, seed):
     case = make_case(seed)
-    double = as_dtype(case.levels, torch.float64)
-    f_hat = case.x.mT
-    for s, codes in enumerate(random_codes(case).split(list(case.levels.schedule.lengths), dim=1)):
-        ours = quantization.step(s, f_hat, codes, case.levels, backend=fast)
-        plain = quantization.step(s, f_hat, codes, case.levels, backend="reference")
-        exact = quantization.step(s, f_hat.double(), codes, double, backend="reference")
-        assert_as_accurate(ours[0], plain[0], exact[0], f"f_hat after scale {s}")
-        assert_as_accurate(ours[1], plain[1], exact[1], f"input of scale {s + 1}")
+    assert_steps(random_codes(case), case, fast)
 
 
 def train(run, x: Tensor, levels, cotangent: Tensor) -> dict[str, Tensor]:

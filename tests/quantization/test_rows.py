@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_as_accurate
-from quantization.cases import Case, as_dtype, make_case
+from quantization.cases import Case, as_dtype, assert_decoding, assert_steps, make_case
 from quantization.grid_cases import make_grid_case
 
 from aar_kernels import BackendError, quantization
@@ -28,23 +27,13 @@ def random_rows(case: Case) -> torch.Tensor:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_decoding_of_rows(fast, seed, name):
     for case in both(seed):
-        rows, double, function = random_rows(case), as_dtype(case.levels, torch.float64), getattr(quantization, name)
-        ours = function(rows, case.levels, backend=fast)
-        plain = function(rows, case.levels, backend="reference")
-        assert_as_accurate(ours, plain, function(rows.double(), double, backend="reference"))
+        assert_decoding(random_rows(case), case, name, fast)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_step_of_rows(fast, seed):
     for case in both(seed):
-        double = as_dtype(case.levels, torch.float64)
-        f_hat = case.rows(torch.float32)
-        for s, rows in enumerate(random_rows(case).split(list(case.levels.schedule.lengths), dim=1)):
-            ours = quantization.step(s, f_hat, rows, case.levels, backend=fast)
-            plain = quantization.step(s, f_hat, rows, case.levels, backend="reference")
-            exact = quantization.step(s, f_hat.double(), rows.double(), double, backend="reference")
-            assert_as_accurate(ours[0], plain[0], exact[0], f"f_hat after scale {s}")
-            assert_as_accurate(ours[1], plain[1], exact[1], f"input of scale {s + 1}")
+        assert_steps(random_rows(case), case, fast)
 
 
 @pytest.mark.parametrize("seed", [0, 3, 5])

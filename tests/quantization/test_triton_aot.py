@@ -15,6 +15,7 @@ import torch  # noqa: E402
 from aar_kernels import dispatch  # noqa: E402
 from aar_kernels._triton import ASSERTING  # noqa: E402
 from aar_kernels.quantization import triton as backend  # noqa: E402
+from aar_kernels.quantization import triton_grids_kernels as grids  # noqa: E402
 from aar_kernels.quantization import triton_kernels as kernels  # noqa: E402
 from aar_kernels.quantization import triton_projected_kernels as projected  # noqa: E402
 
@@ -88,6 +89,26 @@ def projected_cases(dim: int) -> dict[str, tuple]:
     }
 
 
+def grid_cases(dim: int) -> dict[str, tuple]:
+    """The kernels of quantizers of grids, as `cases`."""
+    sizes, cells, base = {"D": dim}, grids.cell_blocks(dim), {"base": FLOAT}
+    search = sizes | grids.SEARCH | {"BLOCK_D": cells["BLOCK_D"], "COSINE": False}
+    up, phi = sizes | cells | ASSERTING | {"SIGN": 1.0}, sizes | grids.PHI | {"SIDE": 3, "SIGN": -1.0}
+    searched = dict.fromkeys(("rows", "book", "norms"), FLOAT) | {"keys": CODE, "sound": "*i1"}
+    tokens = {"out": FLOAT, "rows": FLOAT, "codes": CODE}
+    products = dict.fromkeys(("out", "images", "weight", "bias"), FLOAT)
+    return {
+        "pool": (grids.pool_kernel, {"out": FLOAT, "images": FLOAT}, sizes | cells),
+        "search": (grids.search_kernel, searched, search),
+        "search, cosine": (grids.search_kernel, searched, search | {"COSINE": True}),
+        "up": (grids.up_kernel, tokens, up),
+        "up of rows": (grids.up_kernel, tokens | {"codes": None}, up),
+        "up, no phi": (grids.up_kernel, tokens | base, up | {"SIGN": -1.0}),
+        "phi": (grids.phi_kernel, products | base, phi),
+        "phi of the first scale": (grids.phi_kernel, products, phi | {"SIGN": 1.0}),
+    }
+
+
 HOT = ("encode", "quantize", "decode", "phi gradient")
 # Compiling takes seconds per kernel, so that not everything is tested everywhere; `main` records all of it.
 TESTED = {(80, 64): None, (90, 64): None, (80, 128): HOT, (90, 128): HOT, (100, 64): HOT[:1]}
@@ -122,6 +143,15 @@ def test_resources_of_factorised_quantizers(capability: int, dim: int):
         assert used.shared <= aot.SHARED_MEMORY[capability] // 2, (name, used)
 
 
+@pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
+@pytest.mark.parametrize("capability", aot.SHARED_MEMORY)
+def test_resources_of_grids(capability: int):
+    for name, used in compiled(grid_cases(32), capability).items():
+        assert used.spills == 0, (name, used)
+        assert used.registers * 32 * used.warps <= 65536 // 2, (name, used)  # two programs at least on a processor
+        assert used.shared <= aot.SHARED_MEMORY[capability] // 2, (name, used)
+
+
 def test_what_it_refuses():
     def reason(**problem) -> str | None:
         usual = {"operator": "msrq_decode", "device": "cuda", "dtype": torch.float32}
@@ -131,6 +161,8 @@ def test_what_it_refuses():
     assert reason(deterministic=True) is None
     assert "float32 codebooks only" in reason(dtype=torch.float64)
     assert "not differentiable" in reason(needs_grad=True)
+    assert reason(needs=("grids", "rows in place of codes")) is None
+    assert reason(needs=("rows in place of codes",)).startswith("rows in place of codes of sequences run on")
     if not triton.knobs.runtime.interpret:
         assert "set TRITON_INTERPRET=1" in reason(device="cpu")
 
@@ -146,6 +178,10 @@ def main() -> None:
         f"sm_{capability}, factorised, {dim} channels": compiled(projected_cases(dim), capability)
         for capability in aot.SHARED_MEMORY
         for dim in (8, 64)
+    } | {
+        f"sm_{capability}, grids, latent {dim}": compiled(grid_cases(dim), capability)
+        for capability in aot.SHARED_MEMORY
+        for dim in (32, 64)
     }
     aot.record(Path(__file__).parents[2] / "benchmarks" / "results" / "triton_aot.json", "quantization", figures)
 
