@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from benchmark_cases import conditions, tiny_aar
-from graph_recording import Recording, record_graphs
+from benchmark_cases import TINY, conditions, tiny_aar
+from graph_recording import Launches, Recording, record_graphs
 
 from aar.baselines.next_token import Fused, Graphed, Plain
 from aar.models import generation
@@ -76,3 +76,18 @@ def test_narrow_activations(monkeypatch):
     assert check_next_token(Fused(tiny_aar(), 9, torch.bfloat16), conditions(), torch.bfloat16) == ""
     narrow = tiny_aar().to(torch.bfloat16)
     assert check_next_token(Graphed(narrow, 9), conditions().bfloat16(), torch.bfloat16) == ""
+
+
+@torch.no_grad()
+def test_a_graphed_token_never_waits_for_the_device(monkeypatch):
+    """Traced on meta tensors, which have no values."""
+    monkeypatch.setattr(torch, "Generator", lambda _: torch.default_generator)
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda noise, generator: noise)
+    with torch.device("meta"):
+        graphed = Graphed(tiny_aar(), 9)
+        graphed.begin(torch.empty(3, TINY.condition_dim))
+        inputs = graphed._on_device(4, None)
+    with Launches() as launches:
+        codes = Plain.step(graphed, *inputs, cfg=4.0)
+    assert codes.shape == (3,)
+    assert "topk" in launches.names
