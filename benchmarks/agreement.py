@@ -73,8 +73,8 @@ def check_greedy(truth: Truth, codes: Tensor, cfg: float) -> str:
 
 
 def check_weights(truth: Truth, codes: Tensor, cfg: float, dtype: torch.dtype) -> tuple[str, dict[str, float]]:
-    """Cached logits with weights kept in ``dtype``, against plain PyTorch on weights that were rounded to it; on CUDA,
-    where activations are in ``dtype`` too, under autocast, and bounded by what that makes of the exact weights.
+    """Cached logits with weights kept in ``dtype``, against plain PyTorch on weights that were rounded to it, under
+    autocast where activations are narrow too.
 
     Args:
         truth: of the model as it is.
@@ -84,12 +84,9 @@ def check_weights(truth: Truth, codes: Tensor, cfg: float, dtype: torch.dtype) -
         What is wrong, or nothing; and what the rounding does to the logits: ``max`` and ``rms`` of their difference
         from float64's, ``rms_of_logits``, and the share of guided codes at temperature 0 that stay the same.
     """
-    model = truth.model
-    own = truth
-    if dtype != torch.float32 and model.position.is_cuda:
-        own = Truth(model, truth.condition[: len(codes)], autocast=dtype)
-    elif dtype != torch.float32:
-        own = Truth(rounded(model, dtype), truth.condition[: len(codes)])
+    model, own = truth.model, truth
+    if dtype != torch.float32:
+        own = Truth(rounded(model, dtype), truth.condition[: len(codes)], autocast=autocast_of(model, dtype))
     inputs = model.quantizer.next_scale_inputs(codes.repeat(2, 1))
     ours, exact = cached_logits(model, truth.condition, inputs, dtype), truth(codes)[1]
     error = ours - exact
@@ -101,6 +98,12 @@ def check_weights(truth: Truth, codes: Tensor, cfg: float, dtype: torch.dtype) -
         "same_codes": same.double().mean().item(),
     }
     return difference(ours, *own(codes)), effects
+
+
+def autocast_of(model: AAR, dtype: torch.dtype) -> torch.dtype | None:
+    """The dtype of activations in sampling with weights in ``dtype``, where it is not the model's own."""
+    activations = generation.engine_of(model, dtype).dtype
+    return None if activations == model.position.dtype else activations
 
 
 @torch.no_grad()
@@ -126,11 +129,12 @@ def cached_logits(model: AAR, condition: Tensor, inputs: Tensor, dtype: torch.dt
 @torch.no_grad()
 def check_next_token(ours: NextToken, condition: Tensor, dtype: torch.dtype, *, tokens: int = 24) -> str:
     """What is wrong with the logits token by token, or nothing: they must be those of one causal pass over all."""
-    model = rounded(ours.model, dtype)
+    model, autocast = rounded(ours.model, dtype), autocast_of(ours.model, dtype)
     shape = len(condition), min(tokens, ours.length)
     codes = torch.randint(model.config.codebook_size, shape, device=condition.device)
     ours.begin(condition)
     before = [None, *codes.unbind(dim=1)[:-1]]
     logits = torch.stack([ours.logits(position, picks) for position, picks in enumerate(before)], dim=1)
-    plain = ours.causal_logits(model, condition, codes)
+    with torch.autocast(condition.device.type, autocast, enabled=autocast is not None):
+        plain = ours.causal_logits(model, condition, codes)
     return difference(logits, plain, ours.causal_logits(model.double(), condition, codes))

@@ -1,15 +1,17 @@
 """``python -m benchmarks.generation``: sampling one window of sound with an AAR, against the obvious ways to do it.
 
-Ours with weights in fp32, bf16 and int8; the same model in plain PyTorch as public code runs it, and torch.compile of
-that; the same transformer as a next-token model, in plain PyTorch and on our kernels. First it is checked that all
-compute what they should, in float64. Guided throughout, random weights.
+Ours with weights in fp32, bf16, int8 and, on CUDA, fp8; the same model in plain PyTorch as public code runs it, and
+torch.compile of that; the same transformer as a next-token model, in plain PyTorch and on our kernels. First it is
+checked that all compute what they should, in float64. Guided throughout, random weights.
 
 With ``--device cuda`` ours is one CUDA graph, beside the same loop launched kernel by kernel ("eager"), and plain
-PyTorch also runs under bf16 autocast, where that is what ours in bf16 is to be compared with. Nothing else is captured.
+PyTorch also runs under bf16 autocast, where that is what ours in bf16 is to be compared with. Of the next-token models
+plain PyTorch's is also one CUDA graph per token ("graph"), in fp32 and with all of the model in bf16.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,15 +20,15 @@ import torch
 from torch import Tensor
 
 from aar import AAR, AARConfig
-from aar.baselines import Fused, NextToken, Plain, PlainAAR
+from aar.baselines import Fused, Graphed, NextToken, Plain, PlainAAR
 from aar_kernels.bench.measure import Variant, interleaved
 
 from .agreement import Truth, check_greedy, check_next_token, check_weights
 from .common import breakdown, parser, peaks, print_machine, print_row, random_aar, write
 from .roofline import Pass, next_token_passes, scale_passes
 
-WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-ON_CUDA = ("fp32", "bf16")
+WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+ON_CPU = ("fp32", "bf16", "int8")  # fp8 by name: it is not packed for speed there, but shows what it does to logits
 CODEBOOKS = 10  # of a residual codec at 75 frames a second: 750 tokens, flattened
 CHECKED = 2  # items in the checks
 
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None, config: AARConfig | None = None) -> int:
     options.add_argument("--full", action="store_true", help="time every token of the next-token sequences")
     options.add_argument("--profile", action="store_true", help="also say where the time of one run goes")
     options = options.parse_args(argv)
-    options.weights = options.weights or (ON_CUDA if options.device == "cuda" else list(WEIGHTS))
+    options.weights = options.weights or (list(WEIGHTS) if options.device == "cuda" else ON_CPU)
 
     print_machine()
     model = random_aar(config or AARConfig.of_depth(options.depth)).requires_grad_(False).to(options.device)
@@ -80,6 +82,11 @@ class Generation:
         self.next_token: dict[str, tuple[NextToken, torch.dtype]] = {}
         for length in (CODEBOOKS * model.schedule.length, model.schedule.total):
             self.next_token[f"next token, {length}, plain PyTorch"] = Plain(model, length), torch.float32
+            if options.device == "cuda":
+                self.next_token[f"next token, {length}, graph"] = Graphed(model, length), torch.float32
+                if "bf16" in options.weights:
+                    narrow = copy.deepcopy(model).to(torch.bfloat16), length
+                    self.next_token[f"next token, {length}, graph bf16"] = Graphed(*narrow), torch.bfloat16
             for name in options.weights:
                 dtype = WEIGHTS[name]
                 self.next_token[f"next token, {length}, kernels {name}"] = Fused(model, length, dtype), dtype

@@ -16,7 +16,7 @@ from ..models import AAR, SAT
 from ..models.pretrained import shipped
 from .models import DEFAULT, add_lengths, open_model, open_transformer, to_device
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "float8": torch.float8_e4m3fn}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

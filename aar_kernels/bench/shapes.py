@@ -12,7 +12,10 @@ import torch
 Sizes = TypeVar("Sizes")  # a frozen dataclass of integers, one of them `batch` or `rows`
 
 SHAPES = ("paper", "small", "sweep")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+DTYPES = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}  # fmt: skip
 BATCHES = {"paper": [1, 8, 32], "small": [2], "sweep": [1, 2, 4, 8, 16]}
 LATENTS = {"paper": [64, 128], "small": [16], "sweep": [32, 64, 128]}
 

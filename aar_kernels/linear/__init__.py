@@ -1,7 +1,7 @@
 """Linear layers with prepacked weights, for inference with few rows.
 
 The trail of the operator: `weight` (how a weight is stored), `reference` (the mathematics), `api` (public functions),
-`ops` (schema), `native` (backend), `module` (the nn.Module).
+`ops` (schema), `native`, `triton` with `triton_kernels` (backends), `module` (the nn.Module).
 """
 
 from .api import linear

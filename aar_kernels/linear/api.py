@@ -24,7 +24,8 @@ def linear(
     """``activation(x @ W.T + bias)`` with a weight packed by `pack`. For inference: it has no gradient.
 
     All arithmetic is fp32 on the numbers that the packed weight stands for; activations are not quantised. On the
-    native backend a row's result depends neither on the other rows nor on the number of threads.
+    native backend a row's result depends neither on the other rows nor on the number of threads; on Triton the order of
+    sums depends on how many rows there are.
 
     Args:
         x: ``[..., K]`` fp32, bf16 or fp16 (fp64: reference).
@@ -38,22 +39,17 @@ def linear(
     _check(x, packed, bias, activation)
     # Each call below that can be spared is spared: with one row, a small layer takes as long as a dozen of them.
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    if x.dtype not in (torch.float32, torch.float64):
-        rows = rows.float()
-    if bias is not None and bias.dtype != rows.dtype:
-        bias = bias.to(rows.dtype)
-    name = dispatch.select("linear_forward", rows, packed.data, packed.scale, bias, backend=backend)
+    needs = ("fp8",) if packed.dtype == torch.float8_e4m3fn else ()
+    name = dispatch.select("linear_forward", rows, packed.data, packed.scale, bias, backend=backend, needs=needs)
     out = ops.call(rows, packed.data, packed.scale, bias, packed.N, activation == "gelu_tanh", name)
-    if x.dim() != 2:
-        out = out.view(*x.shape[:-1], packed.N)
-    return out if out.dtype == x.dtype else out.to(x.dtype)
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], packed.N)
 
 
 def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str | None) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f'activation must be None or "gelu_tanh", got {activation!r}')
     if packed.dtype not in DTYPES:
-        raise ValueError(f"a packed weight holds fp32, bf16 or int8, got {packed.dtype}")
+        raise ValueError(f"a packed weight holds fp32, bf16, int8 or fp8, got {packed.dtype}")
     if x.dim() < 1 or x.shape[-1] != packed.K or not x.dtype.is_floating_point:
         raise ValueError(f"x must be floating point [..., {packed.K}], got {x.dtype} {list(x.shape)}")
     if bias is not None and (bias.shape != (packed.N,) or not bias.dtype.is_floating_point):

@@ -12,8 +12,8 @@ from .weight import PackedWeight, pack
 class PackedLinear(nn.Module):
     """``activation(x @ W.T + bias)`` for inference, made by `from_linear`; it has buffers and no parameters.
 
-    It is worth having where the native backend runs (`python -m aar_kernels.info`); elsewhere the reference unpacks
-    the weight at each call. Its ``state_dict`` fits modules of the same sizes, dtype and kind of device.
+    It is worth having where the native backend or Triton runs (`python -m aar_kernels.info`); elsewhere the reference
+    unpacks the weight at each call. Its ``state_dict`` fits modules of the same sizes, dtype and kind of device.
     """
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None, *, activation: str | None = None):
@@ -39,10 +39,10 @@ class PackedLinear(nn.Module):
         return linear(x, self.packed, self.bias, activation=self.activation, backend=backend)
 
     def _apply(self, function, recurse: bool = True) -> PackedLinear:
-        device, scale = self.data.device, self.scale
+        device, data, scale = self.data.device, self.data, self.scale
         super()._apply(function, recurse)
-        if scale is not None:  # it is part of the numbers, and stays fp32 where the module becomes bf16
-            self.scale = scale.to(self.data.device)
+        if scale is not None:  # int8, fp8 and their scales in fp32 are kept where the module becomes bf16
+            self.data, self.scale = data.to(self.data.device), scale.to(self.data.device)
         if self.data.device.type != device.type:  # each kind of device has its own layout
             self.data, self.scale, _ = self.packed.to(self.data.device)
         return self

@@ -12,7 +12,8 @@ from .. import dispatch
 
 dispatch.register(__package__, "linear_forward")
 
-# x is [M, K] in fp32 (fp64: reference). data, scale and N are those of a PackedWeight, bias is [N] in x's dtype.
+# x is [M, K] in fp32, bf16, fp16 (fp64: reference), and the result in its dtype. data, scale and N are those of a
+# PackedWeight, bias is [N] in any floating dtype.
 _SCHEMA = "(Tensor x, Tensor data, Tensor? scale, Tensor? bias, SymInt N, bool gelu, str backend) -> Tensor"
 
 _library = torch.library.Library("aar_kernels", "FRAGMENT")

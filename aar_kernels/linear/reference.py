@@ -22,8 +22,9 @@ def unsupported(problem) -> str | None:
 
 
 def forward(x: Tensor, data: Tensor, scale: Tensor | None, bias: Tensor | None, N: int, gelu: bool) -> Tensor:
-    """``x[M, K]`` fp32 or fp64 -> ``[M, N]`` in its dtype."""
-    weight = PackedWeight(data, scale, N).dequantize().to(x.dtype)
+    """``x[M, K]`` -> ``[M, N]`` in its dtype, computed in fp32, or in fp64 for fp64."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weight, bias = PackedWeight(data, scale, N).dequantize().to(wide), None if bias is None else bias.to(wide)
     with torch.autocast(x.device.type, enabled=False):  # fp32 is what the operator promises
-        out = F.linear(x, weight, bias)
-    return F.gelu(out, approximate="tanh") if gelu else out
+        out = F.linear(x.to(wide), weight, bias)
+    return (F.gelu(out, approximate="tanh") if gelu else out).to(x.dtype)

@@ -97,7 +97,8 @@ def step(
         [tensor for cache in caches for tensor in (cache.k, cache.v)],
     )
     all_tensors = (x, *(tensor for group in tensors for tensor in group))
-    name = dispatch.select("transformer_step", *all_tensors, backend=backend)
+    needs = ("fp8",) if weights[0].dtype == torch.float8_e4m3fn else ()
+    name = dispatch.select("transformer_step", *all_tensors, backend=backend, needs=needs)
     if name == "reference":
         out = reference.step(x, blocks, modulations, caches, float(softmax_scale), eps)
     else:

@@ -17,6 +17,8 @@ def unsupported(problem) -> str | None:
         return f"compiled for the CPU, but tensors are on {problem.device}"
     if problem.dtype != torch.float32:
         return f"computes in float32, not in {problem.dtype}"
+    if "fp8" in problem.needs:
+        return "has no fp8: on a CPU, int8 is faster and more exact"
     return None
 
 

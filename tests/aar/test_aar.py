@@ -297,7 +297,7 @@ def test_packed_weights_die_with_the_model():
         ({"temperature": -1.0}, "temperature"),
         ({"seed": [1, 2, 3]}, "2 items need as many seeds, got 3"),
         ({"num": 3}, "num is 3, but there are 2 conditions"),
-        ({"dtype": torch.int64}, "floating dtype or int8"),
+        ({"dtype": torch.int64}, "floating dtype, int8 or float8_e4m3fn"),
     ],
 )
 def test_bad_options(options, message):

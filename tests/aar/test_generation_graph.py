@@ -22,6 +22,7 @@ from test_aar import SMALL, codes, conditions, make
 from aar import AAR
 from aar.models import generation
 from aar_kernels import dispatch, graph
+from aar_kernels.linear import PackedWeight
 from aar_kernels.quantization import triton_host
 
 
@@ -199,7 +200,7 @@ def test_a_graph_that_cannot_be_is_an_error_only_where_it_was_asked_for():
     assert torch.equal(model.sample(conditions(1)), eager(model, conditions(1)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_on_a_gpu(dtype):
     model = make().cuda()
@@ -222,7 +223,7 @@ def logits_of_scales(model: AAR, dtype: torch.dtype) -> torch.Tensor:
 @torch.no_grad()
 def test_narrow_activations_are_as_exact_as_autocast(monkeypatch, dtype):
     """As on CUDA, where nothing is packed: all but the residual stream is in the weights' dtype."""
-    monkeypatch.setattr(generation, "_is_packed", lambda _: False)
+    monkeypatch.setattr(generation, "_is_packed", lambda *_: False)
     model, casts = make(), torch.autocast("cpu", dtype)
     exact = copy.deepcopy(model).double()(conditions(3).double(), codes(3))
     with casts:
@@ -239,7 +240,12 @@ def test_narrow_activations_are_as_exact_as_autocast(monkeypatch, dtype):
 
 
 SIZES = replace(SMALL, depth=3, lengths=(1, 2, 4, 7, 9))
-BLOCK = ["addmm", "attention.step", "addmm", "modulation.forward", "addmm", "gelu", "addmm", "modulation.forward"]
+NARROW = (torch.bfloat16, torch.int8, torch.float8_e4m3fn)
+
+
+def of_block(layer: str, *activation: str) -> list[str]:
+    attention = [layer, "attention.step", layer, "modulation.forward"]
+    return [*attention, layer, *activation, layer, "modulation.forward"]
 
 
 @pytest.fixture
@@ -250,6 +256,7 @@ def launches(monkeypatch):
         found = Launches()
         fake_triton(monkeypatch, found)
         dispatch._select_cached.cache_clear()
+        monkeypatch.setattr(generation, "pack", packed_without_a_look)
         with torch.device("meta"), torch.no_grad():
             model = AAR(SIZES)
             engine, options = generation.Engine(model, dtype), generation.Options(cfg, 1.0, 200, 0.95)
@@ -267,15 +274,23 @@ def launches(monkeypatch):
     triton_host._uploaded.cache_clear()  # of meta tensors
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def packed_without_a_look(weight: torch.Tensor, dtype: torch.dtype) -> PackedWeight:
+    """As `pack` does, which asks whether the weight is finite."""
+    scale = None if dtype == torch.bfloat16 else torch.empty(len(weight))
+    return PackedWeight(torch.empty_like(weight, dtype=dtype), scale, len(weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *NARROW])
 @pytest.mark.parametrize("cfg", [0.0, 4.0])
 def test_what_is_launched_between_two_scales(launches, cfg, dtype):
-    """The draw, the codes' contribution and its pooling, the embedding's product, and the addition of the positions."""
+    """The draw, the codes' contribution and its pooling, the embedding's product, and the addition of the positions;
+    where weights are narrow, bias and GELU are part of the products, and nothing is cast."""
     names = launches(cfg, dtype)
     draws = [i for i, name in enumerate(names) if name == "sampling.sample"]
     assert len(draws) == SIZES.schedule.num_scales
-    narrowed = ["_to_copy"] if dtype == torch.bfloat16 else []
-    scale = ["quantization.step", *narrowed, "addmm", "add", "modulation.forward", *SIZES.depth * BLOCK, "addmm"]
+    layer, activation = ("linear.linear", ()) if dtype in NARROW else ("addmm", ("gelu",))
+    blocks = SIZES.depth * of_block(layer, *activation)
+    scale = ["quantization.step", layer, "add", "modulation.forward", *blocks, layer]
     for start, stop in pairwise(draws):
         assert names[start + 1 : stop] == scale
     assert names[draws[-1] + 1 :] == ["cat"]

@@ -13,7 +13,7 @@ from benchmarks.agreement import Truth, check_greedy, check_weights, difference,
 from benchmarks.roofline import next_token_passes, scale_passes
 
 ARGUMENTS = ["--threads", "1", "--batch", "2", "--runs", "1", "--no-compile", "--tokens", "3"]
-DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+DTYPES = [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn]
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -66,6 +66,15 @@ def test_a_wrong_weight_is_found(dtype, monkeypatch):
     assert check_weights(truth, codes, 4.0, dtype)[0] == ""
     model.blocks[1].fc2.weight[3, 5] += 0.5
     assert "off by" in check_weights(truth, codes, 4.0, dtype)[0]
+
+
+def test_narrow_activations_are_held_to_autocast(monkeypatch):
+    """As on CUDA."""
+    monkeypatch.setattr(agreement.generation, "_is_packed", lambda *_: False)
+    model = tiny_aar()
+    found, effects = check_weights(Truth(model, conditions()), codes_of(model), 4.0, torch.bfloat16)
+    assert found == ""
+    assert effects["rms"] > 1e-3
 
 
 def test_greedy_codes_are_checked_one_by_one():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import error64
-from linear_cases import DTYPES, ROWS, check, make_case, plain
+from linear_cases import DTYPES, FP8, ROWS, check, make_case, plain
 
 from aar_kernels.linear import PackedWeight, linear, pack
 
@@ -121,21 +121,27 @@ def test_float64_input(fast):
 # the packed weight
 
 
-@names
+@pytest.mark.parametrize("dtype", [*DTYPES, FP8], ids=str)
 @pytest.mark.parametrize(("channels", "depth"), [(1, 1), (16, 3), (17, 8), (100, 70)])
 def test_what_a_packed_weight_stands_for(channels, depth, dtype):
-    """fp32 exactly the weight, bf16 its rounding, int8 within half a unit of it, the largest of a row exactly."""
+    """fp32 exactly, bf16 its rounding, int8 within half a unit of it, fp8 within 1/16; the largest of a row exactly."""
     weight = torch.randn(channels, depth, generator=torch.Generator().manual_seed(depth))
     packed = pack(weight, dtype=dtype)
     exact = packed.dequantize()
     assert (packed.N, packed.K, packed.dtype, exact.dtype) == (channels, depth, dtype, torch.float32)
     panels = -(-channels // 16)
-    assert packed.nbytes == panels * 16 * depth * dtype.itemsize + (4 * channels if dtype == torch.int8 else 0)
+    assert packed.nbytes == panels * 16 * depth * dtype.itemsize + (4 * channels if dtype in (torch.int8, FP8) else 0)
     if dtype == torch.int8:
         scale = weight.abs().amax(dim=1, keepdim=True) / 127
         assert torch.equal(packed.scale, scale[:, 0])
         assert ((exact - weight).abs() <= scale * (0.5 + 1e-5)).all()
         assert packed.data.abs().amax() == 127
+    elif dtype == FP8:
+        scale = weight.abs().amax(dim=1, keepdim=True) / 448
+        assert torch.equal(packed.scale, scale[:, 0])
+        # Half of a unit of three bits of mantissa, or of the smallest denormal.
+        assert ((exact - weight).abs() <= (weight.abs() / 16).maximum(scale * 2.0**-10) * (1 + 1e-5)).all()
+        assert packed.data.float().abs().amax() == 448
     else:
         assert torch.equal(exact, weight.to(dtype).float())
 
@@ -161,8 +167,7 @@ def test_a_packed_weight_is_a_copy(backend):
 def test_rows_as_on_a_gpu(dtype):
     """There the weight stays [N, K]; the reference reads that layout too."""
     case = make_case(7, dtype, M=5, K=40, N=50)
-    rows = case.packed.data.mT.flatten(0, 1)[:50].contiguous()
-    flat = PackedWeight(rows, case.packed.scale, 50)
+    flat = PackedWeight(case.packed.rows.contiguous(), case.packed.scale, 50)
     assert flat.K == 40
     assert torch.equal(flat.dequantize(), case.packed.dequantize())
     assert torch.equal(flat.to("cpu").data, case.packed.data)
@@ -170,15 +175,18 @@ def test_rows_as_on_a_gpu(dtype):
     assert torch.equal(result, linear(case.x, case.packed, case.bias, backend="reference"))
 
 
-@pytest.mark.parametrize(("dtype", "least", "most"), [(torch.bfloat16, 1e-3, 2.4e-3), (torch.int8, 5e-3, 1e-2)])
-def test_what_quantisation_costs(fast, dtype, least, most):
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"), [(torch.bfloat16, 1e-3, 2.4e-3), (torch.int8, 5e-3, 1e-2), (FP8, 2e-2, 3.2e-2)]
+)
+def test_what_quantisation_costs(dtype, least, most):
     """The output's relative error (rms) with normally distributed weights, 1024 to a row.
 
     Expected: bf16 rounds by up to 2^-9 of a number, 1.7e-3 rms over a binade's mantissas; int8 by up to half of
-    max|w| / 127, which is about 3.3 standard deviations of the weight / 127: 3.3 / 127 / sqrt(12) = 7.5e-3.
+    max|w| / 127, which is about 3.3 standard deviations of the weight / 127: 3.3 / 127 / sqrt(12) = 7.5e-3;
+    fp8 has four bits less than bf16: 1.7e-3 * 16 = 2.7e-2.
     """
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(512, 1024, generator=generator) / 32, torch.randn(64, 1024, generator=generator)
     exact = F.linear(x.double(), weight.double())
-    off = linear(x, pack(weight, dtype=dtype), backend=fast).double() - exact
+    off = linear(x, pack(weight, dtype=dtype)).double() - exact
     assert least < (off.norm() / exact.norm()).item() < most
