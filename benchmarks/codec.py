@@ -148,7 +148,7 @@ def _plain(run: Run) -> Run:
     return plain
 
 
-def _autoencoder(codec: str) -> nn.ModuleDict:
+def autoencoder(codec: str) -> nn.ModuleDict:
     import transformers
 
     if codec == "mimi":
@@ -160,7 +160,7 @@ def _autoencoder(codec: str) -> nn.ModuleDict:
 
 
 def _transformers(codec: str, no_compile: bool) -> Iterator[Half]:
-    model, folded = _twins(lambda: _autoencoder(codec))
+    model, folded = _twins(lambda: autoencoder(codec))
     for module in list(folded.modules()):
         if nn.utils.parametrize.is_parametrized(module, "weight"):
             nn.utils.parametrize.remove_parametrizations(module, "weight")

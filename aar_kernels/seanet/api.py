@@ -42,6 +42,31 @@ def stack(x: Tensor, packed: PackedStack, *, block: int = 0, backend: str | None
     return ops.stack(x.transpose(1, 2), packed.weights, packed.layers, block, name).transpose(1, 2)
 
 
+def stack_chunk(
+    x: Tensor, packed: PackedStack, state: Tensor, position: int, *, last: bool = False, block: int = 0,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`stack` of causal layers for a chunk of a signal, which `Stream` cuts: together they give what the whole gives.
+
+    Args:
+        x: ``[B, in, T]`` as for `stack`. Each layer's input ends with a whole stride, unless this is the last chunk,
+            and is longer than the layer's reflect padding in the first.
+        state: ``[B, packed.state_size]`` in the dtype of x, contiguous, left by the chunk before and overwritten for
+            the next. It may be uninitialised at position 0, and is of no use after the last chunk.
+        position: steps of the signal before this chunk.
+        last: the signal ends here.
+
+    Returns:
+        ``[B, out, T']``, channels last in memory.
+    """
+    _check(x, packed.weights, packed.layers[1])
+    if state.dim() != 2 or state.shape[0] != x.shape[0] or state.dtype != x.dtype or not state.is_contiguous():
+        raise ValueError(f"state must be {x.dtype} [{x.shape[0]}, size], got {state.dtype} {list(state.shape)}")
+    name = dispatch.select("seanet_stack_chunk", x, packed.weights, state, backend=backend)
+    arguments = (state, position, last, block, name)
+    return ops.stack_chunk(x.transpose(1, 2), packed.weights, packed.layers, *arguments).transpose(1, 2)
+
+
 def lstm(
     x: Tensor, packed: PackedLSTM, *, state: Tensor | None = None, return_state: bool = False,
     backend: str | None = None,

@@ -109,7 +109,7 @@ Layer = Conv | ConvTranspose | Residual
 
 
 class Fields(NamedTuple):
-    """A layer without its weights, as operators take it: 12 numbers (csrc/bindings/torch_seanet.cpp)."""
+    """A layer without its weights, as operators take it: 11 numbers (csrc/bindings/torch_seanet.cpp)."""
 
     kind: int
     inputs: int
@@ -122,7 +122,6 @@ class Fields(NamedTuple):
     reflect: int
     elu: int
     shortcut: int
-    odd: int = 0  # whether the first step is the second of a pair that kernels compute together
 
     @property
     def taps(self) -> int:
@@ -156,6 +155,12 @@ class Fields(NamedTuple):
         return self.span - (1 if self.kind == TRANSPOSED else self.stride)
 
     @property
+    def kept(self) -> int:
+        """Steps of a causal layer's input that its outputs after a chunk depend on."""
+        mirrored = self.stride - 1 if self.kind != TRANSPOSED and self.reflect else 0  # by the end of the signal
+        return max(self.context, mirrored)
+
+    @property
     def trim(self) -> int:
         """Steps of output that a padded transposed convolution drops before its first."""
         total = self.kernel - self.stride
@@ -185,6 +190,11 @@ class PackedStack(NamedTuple):
     @property
     def fields(self) -> list[Fields]:
         return split_fields(self.layers)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers that causal layers keep of an item between two chunks."""
+        return sum(fields.kept * fields.inputs for fields in self.fields)
 
 
 class PackedLSTM(NamedTuple):

@@ -24,6 +24,14 @@ def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     return torch.ops.aar_native.seanet_stack(x.contiguous(), weights, layers, block)
 
 
+def stack_chunk(
+    x: Tensor, weights: Tensor, layers: list[int], state: Tensor, position: int, last: bool, block: int
+) -> Tensor:
+    out = torch.ops.aar_native.seanet_stack_chunk(x.contiguous(), weights, layers, state, position, last, block)
+    torch.autograd.graph.increment_version(state)
+    return out
+
+
 def norm_(x: Tensor, scale: Tensor, shift: Tensor, eps: float, add: Tensor | None) -> None:
     add = None if add is None else add.contiguous()
     torch.ops.aar_native.seanet_norm_(x, scale.contiguous(), shift.contiguous(), eps, add)

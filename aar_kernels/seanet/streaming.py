@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .api import lstm, stack
-from .layers import CAUSAL, NONE, TRANSPOSED, Fields, PackedLSTM, PackedStack
-from .module import PackedSEANet
+from .api import lstm, stack_chunk
+from .layers import CAUSAL, TRANSPOSED, PackedLSTM
+from .module import PackedSEANet, Part
 
 
 class Stream:
@@ -27,23 +25,17 @@ class Stream:
     """
 
     def __init__(self, net: PackedSEANet):
-        self._layers: list[PackedStack | PackedLSTM] = []
-        for part in net.parts:
-            if isinstance(part, nn.Module):
-                raise ValueError("a norm over time needs all of a signal, which a stream never has")
-            self._layers += [part] if isinstance(part, PackedLSTM) else _single_layers(part)
+        self._parts = net.parts
+        if any(isinstance(part, nn.Module) for part in self._parts):
+            raise ValueError("a norm over time needs all of a signal, which a stream never has")
         self._outputs = net.outputs
-        self._states: list[Tensor | None] = [None] * len(self._layers)  # None before the first chunk
-        self._odd = [0] * len(self._layers)  # whether an odd number of steps of a layer's product came before
+        self.reset()
         #: Steps of input of which the length of a chunk must be a multiple.
         self.hop = 1
         #: Steps that the first chunk must have at least.
         self.first = 1
         steps, per = 1, 1  # a layer's input has `per` steps for each of `steps` steps of the net's input
-        for layer in self._layers:
-            if isinstance(layer, PackedLSTM):
-                continue
-            (fields,) = layer.fields
+        for fields in (fields for part in self._parts if not isinstance(part, PackedLSTM) for fields in part.fields):
             if fields.padding != CAUSAL and fields.context > 0:
                 raise ValueError(f"a stream needs causal layers, and this one is not: {fields}")
             if fields.reflect and fields.context > 0:
@@ -61,7 +53,7 @@ class Stream:
         Raises:
             ValueError: T is no multiple of `hop`, or less than `first` in the first chunk; or as `stack` says.
         """
-        is_first = self._states[0] is None
+        is_first = self._positions[0] == 0
         if x.dim() != 3 or (x.shape[2] % self.hop and not last):
             raise ValueError(f"a chunk but the last must be [B, C, T], T a multiple of {self.hop}, got {list(x.shape)}")
         if x.shape[2] < 1 and (is_first or not last):
@@ -71,59 +63,24 @@ class Stream:
         if x.shape[2] < 1:
             x = x.new_empty(x.shape[0], self._outputs, 0)
         else:
-            for i, layer in enumerate(self._layers):
-                if isinstance(layer, PackedLSTM):
-                    x, self._states[i] = lstm(x, layer, state=self._states[i], return_state=True, backend=backend)
-                else:
-                    x = self._layer(i, layer, x, last, backend)
+            for i, part in enumerate(self._parts):
+                x = self._part(i, part, x, last, backend)
         if last:
             self.reset()
         return x
 
     def reset(self) -> None:
         """Forget the signal; the next chunk begins another one."""
-        self._states = [None] * len(self._layers)
-        self._odd = [0] * len(self._layers)
+        self._states: list[Tensor | None] = [None] * len(self._parts)  # None before the first chunk
+        self._positions = [0] * len(self._parts)  # steps of a part's input that came before
 
-    def _layer(self, i: int, layer: PackedStack, x: Tensor, last: bool, backend: str | None) -> Tensor:
-        (fields,) = layer.fields
-        before = self._states[i]
-        if before is None:
-            seen = x
+    def _part(self, i: int, part: Part, x: Tensor, last: bool, backend: str | None) -> Tensor:
+        state = self._states[i]
+        if isinstance(part, PackedLSTM):
+            out, state = lstm(x, part, state=state, return_state=True, backend=backend)
         else:
-            seen = torch.cat([before, x], 2)
-            x = _fill_stride(seen, x.shape[2], fields) if last else seen
-            x = x[..., before.shape[2] - fields.context :]
-            layer = layer._replace(layers=fields._replace(padding=NONE, odd=self._odd[i]).numbers)
-        out = stack(x, layer, backend=backend)
-        if not last:
-            steps = out.shape[2] // (fields.stride if fields.kind == TRANSPOSED else 1)
-            self._odd[i] = (self._odd[i] + steps) % 2
-            self._states[i] = _end(seen, _kept(fields))
+            state = x.new_empty(x.shape[0], part.state_size) if state is None else state
+            out = stack_chunk(x, part, state, self._positions[i], last=last, backend=backend)
+        self._states[i] = state
+        self._positions[i] += x.shape[2]
         return out
-
-
-def _kept(fields: Fields) -> int:
-    """Steps of a layer's input that its later outputs depend on."""
-    mirrored = fields.stride - 1 if fields.kind != TRANSPOSED and fields.reflect else 0  # by the end of a signal
-    return max(fields.context, mirrored)
-
-
-def _end(x: Tensor, steps: int) -> Tensor:
-    """The last steps of a signal, zeros where it began later."""
-    return F.pad(x, (steps - x.shape[2], 0)).contiguous()
-
-
-def _fill_stride(seen: Tensor, steps: int, fields: Fields) -> Tensor:
-    """The end of a signal, of which ``steps`` are new, with what its last stride lacks."""
-    lacking = 0 if fields.kind == TRANSPOSED else -steps % fields.stride
-    return F.pad(seen, (0, lacking), mode="reflect" if fields.reflect else "constant")
-
-
-def _single_layers(part: PackedStack) -> list[PackedStack]:
-    layers, at = [], 0
-    for fields in part.fields:
-        size = sum(fields.sizes)
-        layers.append(PackedStack(part.weights[at : at + size], fields.numbers))
-        at += size
-    return layers

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr size_t kFields = 12;  // of a layer, as aar_kernels/seanet/layers.py lists them
+constexpr size_t kFields = 11;  // of a layer, as aar_kernels/seanet/layers.py lists them
 
 // How weights are stored, and what they are to kernels.
 struct Stored {
@@ -26,7 +26,7 @@ std::vector<aar::SeanetLayer> layers_of(const Ints& fields, const Tensor& weight
   for (size_t i = 0; i < fields.size(); i += kFields) {
     const int64_t* f = &fields[i];
     aar::SeanetLayer layer{aar::SeanetKind(f[0]), f[1], f[2], f[3], f[4], f[5], f[6], aar::SeanetPadding(f[7]),
-                           f[8] != 0, f[9] != 0, f[10] != 0, f[11] != 0, nullptr, nullptr};
+                           f[8] != 0, f[9] != 0, f[10] != 0, nullptr, nullptr};
     const bool residual = layer.kind == aar::SeanetKind::residual;
     const int64_t taps = (layer.kernel - 1) * layer.dilation + 1;
     STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 2 && f[7] >= 0 && f[7] <= 2 && layer.in > 0 && layer.out > 0 &&
@@ -45,9 +45,8 @@ std::vector<aar::SeanetLayer> layers_of(const Ints& fields, const Tensor& weight
   return layers;
 }
 
-// x[B][T][in], weights[...] -> [B][T'][out]
-Tensor seanet_stack(Tensor x, Tensor weights, Ints fields, int64_t block) {
-  const auto layers = layers_of(fields, weights);
+Tensor run_stack(const std::vector<aar::SeanetLayer>& layers, const Tensor& x, const Tensor& weights, int64_t block,
+                 const aar::SeanetChunk& chunk) {
   STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == layers[0].in && block >= 0,
                   "aar_native: x is not [B, T, in]");
   int64_t length = x.size(1);
@@ -57,8 +56,33 @@ Tensor seanet_stack(Tensor x, Tensor weights, Ints fields, int64_t block) {
   }
   Tensor out = make(x, {x.size(0), length, layers.back().out});
   aar::seanet_kernels().stack(layers.data(), int64_t(layers.size()), Stored(weights).element, floats(x), x.size(0),
-                              x.size(1), block, floats(out), pool());
+                              x.size(1), block, floats(out), chunk, pool());
   return out;
+}
+
+// x[B][T][in], weights[...] -> [B][T'][out]
+Tensor seanet_stack(Tensor x, Tensor weights, Ints fields, int64_t block) {
+  return run_stack(layers_of(fields, weights), x, weights, block, {nullptr, 0, true});
+}
+
+// The same of steps from `position` on; state[B][...] is replaced, unless the signal ends
+Tensor seanet_stack_chunk(Tensor x, Tensor weights, Ints fields, Tensor state, int64_t position, bool last,
+                          int64_t block) {
+  const auto layers = layers_of(fields, weights);
+  STD_TORCH_CHECK(x.dim() == 3 && position >= 0, "aar_native: x is not [B, T, in], or begins before the signal");
+  int64_t before = position, length = x.size(1), size = 0;
+  for (const auto& layer : layers) {
+    const bool transposed = layer.kind == aar::SeanetKind::transposed;
+    const int64_t stride = transposed ? 1 : layer.stride, context = layer.context();
+    STD_TORCH_CHECK(layer.padding == aar::SeanetPadding::causal || context == 0, "aar_native: a layer sees the future");
+    STD_TORCH_CHECK(before % stride == 0 && (last || length % stride == 0), "aar_native: a chunk cuts a stride");
+    STD_TORCH_CHECK(last || before > 0 || !layer.reflect || length > context, "aar_native: too short to be mirrored");
+    size += layer.kept() * layer.in;
+    before = layer.length(before);
+    length = layer.length(length);
+  }
+  STD_TORCH_CHECK(state.numel() == x.size(0) * size, "aar_native: a state of another size");
+  return run_stack(layers, x, weights, block, {floats(state), position, last});
 }
 
 // x[B][T][units], weights[...], state[layers][2][B][units] or none -> the size of x, and of state
@@ -92,12 +116,16 @@ void seanet_norm_(Tensor x, Tensor scale, Tensor shift, double eps, MaybeTensor 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
   m.def("seanet_stack(Tensor x, Tensor weights, int[] layers, int block) -> Tensor");
+  m.def(
+      "seanet_stack_chunk(Tensor x, Tensor weights, int[] layers, Tensor(a!) state, int position, bool last, "
+      "int block) -> Tensor");
   m.def("seanet_lstm(Tensor x, Tensor weights, int layers, bool skip, Tensor? state) -> (Tensor, Tensor)");
   m.def("seanet_norm_(Tensor(a!) x, Tensor scale, Tensor shift, float eps, Tensor? add) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(aar_native, CPU, m) {
   m.impl("seanet_stack", TORCH_BOX(&seanet_stack));
+  m.impl("seanet_stack_chunk", TORCH_BOX(&seanet_stack_chunk));
   m.impl("seanet_lstm", TORCH_BOX(&seanet_lstm));
   m.impl("seanet_norm_", TORCH_BOX(&seanet_norm_));
 }

@@ -39,6 +39,9 @@ inline Geometry geometry(const SeanetLayer& layer) {
   return {total - right, right, stride, span, layer.reflect, true};
 }
 
+// What ends where a layer's input does.
+enum class End { nothing, chunk, signal };
+
 // The input of a layer, from the earliest step that is still needed.
 class Signal {
  public:
@@ -48,6 +51,15 @@ class Signal {
   // Where step t of the input goes. Up to `margin` steps before the first are written in vain.
   float* at(int64_t t) { return padded(t + of_.left); }
   float* padded(int64_t p) { return data_ + (p - begin_ + margin_) * channels_; }
+
+  // The last `steps` of the `received` that came with the chunks before.
+  void restore(const float* state, int64_t steps, int64_t received) {
+    received_ = received;
+    begin_ = of_.left + received - steps;
+    started_ = true;
+    std::copy(state, state + steps * channels_, padded(begin_));
+  }
+  void save(float* state, int64_t steps) { std::copy(at(received_ - steps), at(received_), state); }
 
   // Input is there up to step `end`; with `last` none follows.
   void append(int64_t end, bool last) {
@@ -112,7 +124,8 @@ class Stack {
       const Geometry of = geometry(layer);
       const int64_t steps = std::min(block > 0 ? block : automatic_block(layer), length + of.span);
       const int64_t waiting = steps * of.stride + of.span + of.left + 2 * (of.right + of.stride) + 1;
-      const int64_t capacity = std::min(arriving + waiting, length + of.left + of.right + of.stride);
+      const int64_t before = std::max(of.left, layer.kept());
+      const int64_t capacity = std::min(arriving + waiting, length + before + of.right + of.stride);
       signals_.push_back(std::make_unique<Signal>(of, layer.in, margin, capacity));
       blocks_.push_back(steps);
       const bool transposed = layer.kind == SeanetKind::transposed;
@@ -125,17 +138,19 @@ class Stack {
     signals_.push_back(std::make_unique<Signal>(of, last.out, margin, arriving + last.kernel));
   }
 
-  void run(const float* x, int64_t length, float* out) {
+  void run(const float* x, int64_t length, float* out, const SeanetChunk& chunk) {
     out_ = out;
+    if (chunk.position > 0) restore(chunk);
     const SeanetLayer& first = layers_[0];
     for (int64_t t = 0; t < length; t += source_block_) {
-      const int64_t count = std::min(source_block_, length - t);
+      const int64_t count = std::min(source_block_, length - t), step = chunk.position + t;
       if (wants_elu(first))
-        elu(x + t * first.in, count * first.in, signals_[0]->at(t));
+        elu(x + t * first.in, count * first.in, signals_[0]->at(step));
       else
-        std::copy(x + t * first.in, x + (t + count) * first.in, signals_[0]->at(t));
-      advance(0, t + count, t + count == length);
+        std::copy(x + t * first.in, x + (t + count) * first.in, signals_[0]->at(step));
+      advance(0, step + count, t + count < length ? End::nothing : chunk.last ? End::signal : End::chunk);
     }
+    if (!chunk.last) save(chunk.state);
   }
 
  private:
@@ -145,28 +160,45 @@ class Stack {
     return std::max(kSlidingRows, steps / (layer.kind == SeanetKind::transposed ? layer.stride : 1));
   }
 
+  void restore(const SeanetChunk& chunk) {
+    const float* state = chunk.state;
+    int64_t received = chunk.position;
+    for (int64_t i = 0; i < count_; i++) {
+      const SeanetLayer& layer = layers_[i];
+      signals_[i]->restore(state, layer.kept(), received);
+      state += layer.kept() * layer.in;
+      done_[i] = received / geometry(layer).stride;
+      received = layer.length(received);
+    }
+    signals_[count_]->restore(state, 0, received);
+    written_ = received;
+  }
+  void save(float* state) {
+    for (int64_t i = 0; i < count_; state += layers_[i].kept() * layers_[i].in, i++)
+      signals_[i]->save(state, layers_[i].kept());
+  }
+
   // Layer i's input is there up to step `end`.
-  void advance(int64_t i, int64_t end, bool last) {
+  void advance(int64_t i, int64_t end, End what) {
     Signal& in = *signals_[i];
-    in.append(end, last);
+    in.append(end, what == End::signal);
     if (i == count_) {
-      const int64_t channels = layers_[count_ - 1].out;
-      std::copy(in.at(written_), in.at(end), out_ + written_ * channels);
+      out_ = std::copy(in.at(written_), in.at(end), out_);
       written_ = end;
       return in.drop(end);
     }
     const SeanetLayer& layer = layers_[i];
     const int64_t ready = in.ready();
     int64_t& done = done_[i];
-    for (bool ends = false; !ends && (last || ready - done >= blocks_[i]);) {
+    for (bool ends = false; !ends && (what != End::nothing || ready - done >= blocks_[i]);) {
       const int64_t until = std::min(ready, done + blocks_[i]);
-      ends = last && until == ready;
+      ends = what != End::nothing && until == ready;
       compute(i, done, until);
       done = until;
       int64_t there = until;
       if (layer.kind == SeanetKind::transposed)
         there = std::max<int64_t>(0, std::min(until * layer.stride - trim(layer), layer.length(end)));
-      if (there > 0 || ends) advance(i + 1, there, ends);
+      if (there > 0 || ends) advance(i + 1, there, ends ? what : End::nothing);
     }
     in.drop(done);
   }
@@ -183,7 +215,7 @@ class Stack {
     if (layer.kind == SeanetKind::residual)
       residual(layer, x, end - begin, to);
     else
-      sliding_product(end - begin, rows(layer, x, stride * layer.in), product, to, pool_, (begin + layer.odd) % 2 != 0);
+      sliding_product(end - begin, rows(layer, x, stride * layer.in), product, to, pool_, begin % 2 != 0);
   }
 
   static Product<W> first_product(const SeanetLayer& layer) {
@@ -229,13 +261,19 @@ class Stack {
 
 template <class W>
 void stack_of(const SeanetLayer* layers, int64_t count, const float* x, int64_t batch, int64_t length, int64_t block,
-              float* out, const ThreadPool& pool) {
-  int64_t out_length = length;
-  for (int64_t i = 0; i < count; i++) out_length = layers[i].length(out_length);
+              float* out, const SeanetChunk& chunk, const ThreadPool& pool) {
+  int64_t out_length = length, state_item = 0;
+  for (int64_t i = 0; i < count; i++) {
+    out_length = layers[i].length(out_length);
+    state_item += layers[i].kept() * layers[i].in;
+  }
   const int64_t x_item = length * layers[0].in, out_item = out_length * layers[count - 1].out;
   const auto run = [&](int64_t begin, int64_t end, const ThreadPool& team) {
-    for (int64_t item = begin; item < end; item++)
-      Stack<W>(layers, count, length, block, team).run(x + item * x_item, length, out + item * out_item);
+    for (int64_t item = begin; item < end; item++) {
+      float* state = chunk.state == nullptr ? nullptr : chunk.state + item * state_item;
+      Stack<W>(layers, count, length, block, team)
+          .run(x + item * x_item, length, out + item * out_item, {state, chunk.position, chunk.last});
+    }
   };
   // Whole items for each thread, and what is left for all of them together.
   const int64_t shared = batch / pool.threads * pool.threads;
@@ -244,9 +282,9 @@ void stack_of(const SeanetLayer* layers, int64_t count, const float* x, int64_t 
 }
 
 inline void seanet_stack(const SeanetLayer* layers, int64_t count, Element weights, const float* x, int64_t batch,
-                         int64_t length, int64_t block, float* out, const ThreadPool& pool) {
+                         int64_t length, int64_t block, float* out, const SeanetChunk& chunk, const ThreadPool& pool) {
   const auto run = weights == Element::bfloat16 ? stack_of<BFloat16> : stack_of<float>;
-  run(layers, count, x, batch, length, block, out, pool);
+  run(layers, count, x, batch, length, block, out, chunk, pool);
 }
 
 }  // namespace AAR_ISA

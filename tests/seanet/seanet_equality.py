@@ -17,6 +17,7 @@ from seanet_cases import (
     make_layers,
     make_wide_layers,
 )
+from stream_cases import check_streams
 
 from aar_kernels import dispatch
 
@@ -32,6 +33,8 @@ for seed in range(int(sys.argv[2])):
 for seed in range(3):
     check_stack(make_wide_layers(seed), make_input(seed, 64, 51), "native")
     check_bf16(make_wide_layers(seed), make_input(seed, 64, 51), "native")
+for seed in range(6):
+    check_streams(seed, "native")
 for channels in (1, 5, 16, 33):
     for batch in (1, 2, 7, 13):
         check_lstm(batch, channels, 2, torch.randn(batch, channels, 70), "native")

@@ -134,6 +134,23 @@ def test_the_binding_checks_what_could_read_outside(fast):
     ):
         with pytest.raises(RuntimeError, match="aar_native"):
             call(*wrong)
+    call = torch.ops.aar_native.seanet_stack_chunk
+    fields, size = changed(padding=1), pack([CONV])._replace(layers=tuple(changed(padding=1))).state_size
+    state = torch.zeros(2, size)
+    for wrong in (
+        (x, weights, fields, state[:, :-1].contiguous(), 0, False, 0),
+        (x, weights, fields, state[:1].contiguous(), 0, False, 0),
+        (x, weights, fields, state.double(), 0, False, 0),
+        (x, weights, fields, state, -2, False, 0),
+        (x, weights, fields, state, 1, False, 0),
+        (x[:, :9].contiguous(), weights, fields, state, 2, False, 0),
+        (x[:, :2].contiguous(), weights, fields, state, 0, False, 0),
+        (x[:, :0].contiguous(), weights, fields, state, 2, True, 0),
+        (x, weights, list(PACKED.layers), state, 0, False, 0),
+        (X, weights, fields, state, 0, False, 0),
+    ):
+        with pytest.raises(RuntimeError, match="aar_native"):
+            call(*wrong)
     call, weights, y = torch.ops.aar_native.seanet_lstm, PACKED_LSTM.weights.flatten(), Y.mT.contiguous()
     for wrong in (
         (Y, weights, 1, True, None),

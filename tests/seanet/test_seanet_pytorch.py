@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from seanet_cases import inputs_of, make_input, make_layers, make_lstm
 from aar_kernels import use_backend
 from aar_kernels.nn import PackedSEANet
 from aar_kernels.seanet import Conv, lstm, module, pack, pack_lstm, stack
+from aar_kernels.seanet.api import stack_chunk
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -21,6 +23,10 @@ def test_opcheck(backend, seed):
     packed, x = pack(layers), make_input(seed, inputs_of(layers), 30).mT
     arguments = (x, packed.weights, packed.layers, seed, backend)
     torch.library.opcheck(torch.ops.aar_kernels.seanet_stack.default, arguments)
+    packed = pack([Conv(torch.randn(5, 3, 4), stride=2, causal=True)])
+    for position in (0, 4):
+        arguments = (torch.randn(2, 8, 3), packed.weights, packed.layers, torch.randn(2, packed.state_size), position)
+        torch.library.opcheck(torch.ops.aar_kernels.seanet_stack_chunk.default, (*arguments, seed % 2 == 0, 0, backend))
     packed = pack_lstm(make_lstm(seed, 6, 2)[0])
     state = torch.randn(2, 2, 2, 6) if seed > 1 else None
     arguments = (torch.randn(2, 7, 6), packed.weights, 6, seed % 2 == 0, state, backend)
@@ -43,6 +49,20 @@ def test_compiled(backend):
             x = torch.randn(2, 2, length)
             assert torch.equal(run(x), net(x))
     assert counter.frame_count <= 2  # the second is dynamic, and there is no third
+    torch.compiler.reset()
+
+
+def test_compiled_chunks(backend):
+    """The state is written in place, and positions are no constants."""
+    torch.compiler.reset()
+    packed = pack([Conv(torch.randn(5, 2, 4), stride=2, causal=True)])
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    x, state = torch.randn(2, 2, 40), torch.empty(2, packed.state_size)
+    with torch.no_grad():
+        run = torch.compile(partial(stack_chunk, backend=backend), fullgraph=True, backend=counter)
+        chunks = [run(x[..., at : at + 4], packed, state, at) for at in range(0, 40, 4)]
+        torch.testing.assert_close(torch.cat(chunks, 2), stack(x, packed, backend=backend), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count <= 3  # the first, another that is no beginning, and all others
     torch.compiler.reset()
 
 

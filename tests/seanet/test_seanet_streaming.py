@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
-
 import pytest
 import torch
 from helpers import assert_as_accurate
-from seanet_cases import make_conv, make_lstm, make_residual, make_transposed, make_wide_layers
+from seanet_cases import make_lstm, make_wide_layers
+from stream_cases import in_chunks, lengths, make_causal
 
 from aar_kernels.nn import PackedSEANet
-from aar_kernels.seanet import Conv, Residual, Stream
+from aar_kernels.seanet import Conv, ConvTranspose, Stream, pack, stack
+from aar_kernels.seanet.api import stack_chunk
 from aar_kernels.seanet.encodec import encodec_layers
-
-
-def causal(layer, reflect: bool):
-    if isinstance(layer, Residual):
-        return replace(layer, first=causal(layer.first, reflect))
-    return replace(layer, causal=True, **({"reflect": reflect} if isinstance(layer, Conv) else {}))
-
-
-def make_causal(seed: int, reflect: bool) -> list:
-    """Layers of every kind in random order, an LSTM among them."""
-    chance = random.Random(seed)
-    torch.manual_seed(seed)
-    channels, layers = 3, []
-    for make in chance.sample([make_conv, make_transposed, make_residual, make_conv, None], 5):
-        outputs = chance.choice((1, 3, 16, 20))
-        if make is None:
-            layers.append(make_lstm(seed, channels, 2)[0])
-        else:
-            layers.append(causal(make(chance, channels, outputs), reflect))
-            channels = outputs
-    return layers
-
-
-def in_chunks(stream: Stream, x: torch.Tensor, seed: int, **options) -> torch.Tensor:
-    """Through chunks of random multiples of the hop, and a last one of any length."""
-    chance, outputs, begin = random.Random(seed), [], 0
-    while True:
-        size = stream.hop * chance.choice((1, 1, 2, 5))
-        if begin == 0:
-            size = max(size, -(-stream.first // stream.hop) * stream.hop)
-        chunk = x[..., begin : begin + size]
-        begin += size
-        last = begin > x.shape[2] or (begin == x.shape[2] and chance.random() < 0.5)  # or an empty one follows
-        outputs.append(stream(chunk, last=last, **options))
-        if last:
-            return torch.cat(outputs, 2)
-
-
-def lengths(stream: Stream, seed: int) -> list[int]:
-    """A whole number of hops, not one, and less than a first chunk, than a hop."""
-    chance, first = random.Random(seed), -(-stream.first // stream.hop) * stream.hop
-    ragged = first + 6 * stream.hop + chance.randrange(stream.hop)
-    return [first + 17 * stream.hop, ragged, chance.randint(1, first), chance.randint(1, stream.hop), 1]
 
 
 @pytest.mark.parametrize("reflect", [False, True])
@@ -126,6 +82,70 @@ def test_encodec(fast):
         stream = Stream(PackedSEANet(encodec_layers(network)))
         assert stream.hop == hop
         torch.testing.assert_close(in_chunks(stream, signal, 0, backend=fast), network(signal), rtol=1e-4, atol=1e-6)
+
+
+def causal_stack():
+    """Layers that keep steps for every reason: before a stride, for the mirrored end, and without ELU or with it."""
+    torch.manual_seed(0)
+    return pack([
+        Conv(torch.randn(5, 2, 7) / 4, torch.randn(5), causal=True),
+        Conv(torch.randn(7, 5, 4) / 5, torch.randn(7), stride=4, causal=True, elu=True),
+        ConvTranspose(torch.randn(7, 3, 6) / 5, torch.randn(3), stride=3, causal=True, elu=True),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 40])
+def test_blocks_change_nothing(fast, block):
+    packed, x = causal_stack(), torch.randn(2, 2, 80, generator=torch.Generator().manual_seed(0))
+    whole, state, parts = stack(x, packed, backend=fast), torch.empty(2, packed.state_size), []
+    for begin, end in ((0, 12), (12, 16), (16, 56), (56, 80)):
+        options = {"last": end == 80, "block": block, "backend": fast}
+        parts.append(stack_chunk(x[..., begin:end], packed, state, begin, **options))
+    assert torch.equal(torch.cat(parts, 2), whole)
+
+
+def test_states_are_those_of_the_reference(fast):
+    """A stream may go on with another backend."""
+    packed, x = causal_stack(), torch.randn(2, 2, 28, generator=torch.Generator().manual_seed(0))
+    states = torch.full((2, 2, packed.state_size), torch.nan)
+    for name, state in zip((fast, "reference"), states, strict=True):
+        for position in (0, 20):
+            stack_chunk(x[..., position : position + 20 - position // 5 * 3], packed, state, position, backend=name)
+    assert states[0].isfinite().all()
+    torch.testing.assert_close(states[0], states[1], rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_one_run_are_one_call(fast):
+    """Of an encoder with an LSTM there are three."""
+    layers = [Conv(torch.randn(6, 6, 3), causal=True)] * 3
+    stream = Stream(PackedSEANet([*layers, make_lstm(0, 6, 1)[0], *layers]))
+    stream(torch.randn(1, 6, 8), backend=fast)
+    with torch.profiler.profile() as profile:
+        stream(torch.randn(1, 6, 1), backend=fast)
+    calls = [event.name for event in profile.events() if event.name.startswith("aar_native::")]
+    assert calls == [f"aar_native::seanet_{name}" for name in ("stack_chunk", "lstm", "stack_chunk")]
+
+
+def test_refused_chunks_leave_the_stream_as_it_was(backend):
+    stream = Stream(net := PackedSEANet(make_causal(3, True)))
+    size = -(-stream.first // stream.hop) * stream.hop
+    x = torch.randn(2, 3, 2 * size)
+    with pytest.raises(ValueError, match="x must be"):
+        stream(x[..., :size].double(), backend=backend)
+    parts = [stream(x[..., :size], backend=backend)]
+    with pytest.raises(ValueError, match=r"state must be torch\.float32 \[1, size\], got torch\.float32 \[2, "):
+        stream(x[:1, :, size:], backend=backend)
+    parts.append(stream(x[..., size:], last=True, backend=backend))
+    torch.testing.assert_close(torch.cat(parts, 2), net(x, backend=backend), rtol=1e-4, atol=1e-5)
+
+
+def test_inference_mode(backend):
+    stream = Stream(net := PackedSEANet(make_causal(3, True)))
+    size = -(-stream.first // stream.hop) * stream.hop
+    x = torch.randn(2, 3, 2 * size)
+    with torch.inference_mode():
+        parts = [stream(chunk, backend=backend) for chunk in x.split(size, 2)]
+    torch.testing.assert_close(torch.cat(parts, 2), net(x, backend=backend), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_stream():

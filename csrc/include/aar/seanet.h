@@ -6,6 +6,7 @@
 // widened to fp32 as it is read; all else is fp32. The layout is the same for every instruction set.
 // Sums are fused multiply-adds in a fixed order: results depend neither on the block size nor on the number of threads.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "aar/element.h"
@@ -31,7 +32,6 @@ struct SeanetLayer {
   bool reflect;          // the signal reflected, or zeros
   bool elu;              // of the input, before a conv or transposed
   bool shortcut;         // of a residual: a convolution, or the identity
-  bool odd;              // whether the first step is the second of its pair (see `tap`)
   const void *first, *second;
 
   int64_t taps() const { return kind == SeanetKind::transposed ? (kernel + stride - 1) / stride : kernel; }
@@ -51,12 +51,25 @@ struct SeanetLayer {
   int64_t second_size() const { return kind == SeanetKind::residual ? size(second_K(), out) : 0; }
   // Steps of input that a step of the first product reads.
   int64_t span() const { return kind == SeanetKind::transposed ? taps() : (kernel - 1) * dilation + 1; }
+  // Steps of input before a stride that its outputs depend on, where the layer is causal.
+  int64_t context() const { return span() - (kind == SeanetKind::transposed ? 1 : stride); }
+  // Steps of a causal layer's input that its outputs after a chunk depend on: those, or what the signal's end mirrors.
+  int64_t kept() const { return std::max(context(), reflect && kind != SeanetKind::transposed ? stride - 1 : 0); }
   // Steps of output for `length` of input; below 1 for too few.
   int64_t length(int64_t length) const {
-    if (padding == SeanetPadding::none) length -= span() - (kind == SeanetKind::transposed ? 1 : stride);
+    if (padding == SeanetPadding::none) length -= context();
     if (kind == SeanetKind::transposed) return length * stride;
     return padding == SeanetPadding::none ? length / stride : (length + stride - 1) / stride;
   }
+};
+
+// A piece of a signal, from step `position` on; with `last` the signal ends with it. state[batch] is what comes from
+// the piece before, and then what goes to the next: of each layer in turn the last kept() steps of its input, as its
+// product reads them (after ELU, if that is no residual). At position 0 it is only written. Null for a whole signal.
+struct SeanetChunk {
+  float* state;
+  int64_t position;
+  bool last;
 };
 
 // Weights of one LSTM layer as products: `input` is [in -> 4 units], `recurrent` [units -> 4 units] with a bias of
@@ -67,9 +80,10 @@ struct LstmLayer {
 
 struct SeanetKernels {
   // x[batch][length][in of the first layer] -> out[batch][...][out of the last]. `block` is how many steps of output a
-  // layer's product computes before the next layer takes them; 0: as many as suit the caches.
+  // layer's product computes before the next layer takes them; 0: as many as suit the caches. Each layer of a chunk
+  // is causal, and begins, and but for the last chunk ends, with whole strides.
   void (*stack)(const SeanetLayer* layers, int64_t count, Element weights, const float* x, int64_t batch,
-                int64_t length, int64_t block, float* out, const ThreadPool&);
+                int64_t length, int64_t block, float* out, const SeanetChunk&, const ThreadPool&);
   // x[batch][length][units] -> out the same, x + LSTM(x) where `skip`. before and after[count][h, c][batch][units] are
   // the states around the steps; null before the first means zeros.
   void (*lstm)(const LstmLayer* layers, int64_t count, Element weights, const float* x, int64_t batch, int64_t length,
