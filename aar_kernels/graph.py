@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "Pool", "captured_elsewhere", "capturing", "keep"]
+__all__ = ["MAX_GRAPHS", "Graph", "Graphs", "Pool", "captured_elsewhere", "capturing", "keep"]
+
+MAX_GRAPHS = 8  # of one model; those of one stream share the memory of a run
 
 T = TypeVar("T")
 
@@ -96,3 +99,19 @@ class Graph:
                 own.copy_(given)
             self._graph.replay()
             return self._output.clone()
+
+
+class Graphs:
+    """The latest `MAX_GRAPHS` of a model whose weights stay as they are."""
+
+    def __init__(self) -> None:
+        self._graphs: OrderedDict[tuple[object, tuple], Graph] = OrderedDict()
+
+    def get(self, stream: object, key: tuple, capture: Callable[[Pool | None], Graph]) -> Graph:
+        if (stream, key) not in self._graphs:
+            while len(self._graphs) >= MAX_GRAPHS:
+                self._graphs.popitem(last=False)  # before there is another: its memory is free then
+            pool = next((graph.pool for (other, _), graph in self._graphs.items() if other == stream), None)
+            self._graphs[stream, key] = capture(pool)
+        self._graphs.move_to_end((stream, key))
+        return self._graphs[stream, key]

@@ -12,7 +12,6 @@ Source: arXiv 2408.09027, section 3.2 and appendix; guidance grows from 0 at the
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 import aar_kernels as ak
 from aar_kernels import dispatch, transformer
 from aar_kernels.cache import DerivedCache
-from aar_kernels.graph import Graph, Pool, capturing, keep
+from aar_kernels.graph import Graph, Graphs, capturing, keep
 from aar_kernels.linear import linear, pack
 from aar_kernels.modulation import gated_residual_modulate, layer_norm_modulate
 
@@ -37,7 +36,6 @@ Linear = Callable[[Tensor], Tensor]
 Callback = Callable[[int, Tensor, Tensor], None]
 
 NARROW = (torch.int8, torch.float8_e4m3fn)  # of weights alone, not of activations
-MAX_GRAPHS = 8  # of one model; those of one stream share the memory of a run
 
 
 @torch.no_grad()
@@ -121,22 +119,6 @@ def run_scales(
         if callback is not None:
             callback(scale, f_hat, picks)
     return torch.cat(codes, dim=1)
-
-
-class Graphs:
-    """The latest `MAX_GRAPHS` of a model whose weights stay as they are."""
-
-    def __init__(self) -> None:
-        self._graphs: OrderedDict[tuple[object, tuple], Graph] = OrderedDict()
-
-    def get(self, stream: object, key: tuple, capture: Callable[[Pool | None], Graph]) -> Graph:
-        if (stream, key) not in self._graphs:
-            while len(self._graphs) >= MAX_GRAPHS:
-                self._graphs.popitem(last=False)  # before there is another: its memory is free then
-            pool = next((graph.pool for (other, _), graph in self._graphs.items() if other == stream), None)
-            self._graphs[stream, key] = capture(pool)
-        self._graphs.move_to_end((stream, key))
-        return self._graphs[stream, key]
 
 
 _graphs: DerivedCache[Graphs] = DerivedCache()

@@ -185,7 +185,7 @@ class SAT(Pretrained):
         codes = []
         with self._folded():
             for part in windows.flatten(0, 1).unsqueeze(1).split(WINDOWS_PER_BATCH):
-                codes.append(self.quantizer.encode(inference.run(self.encoder, part)))
+                codes.append(inference.graphed(self._codes_of, part, self._weights))
                 _advance(progress, len(part))
         return torch.cat(codes).unflatten(0, windows.shape[:2])
 
@@ -209,7 +209,8 @@ class SAT(Pretrained):
                 overlap above half a window.
             RuntimeError: a code outside the codebook.
         """
-        return self._synthesize(codes, num_samples, overlap, 1, self._latents, progress)[0]
+        waves = lambda part: iter((inference.graphed(self._waves_of, part, self._weights),))  # noqa: E731
+        return self._synthesize(codes, num_samples, overlap, 1, waves, progress)[0]
 
     @torch.no_grad()
     def decode_scales(
@@ -237,11 +238,11 @@ class SAT(Pretrained):
         if not scales or not all(1 <= kept <= self.num_scales for kept in scales):
             raise ValueError(f"scales must be one or more of 1 to {self.num_scales}, got {scales}")
 
-        def latents(part: Tensor) -> Iterator[Tensor]:
+        def waves(part: Tensor) -> Iterator[Tensor]:
             after_each = self.quantizer.decode_scales(part)
-            return (after_each[kept - 1] for kept in scales)
+            return (inference.run(self.decoder, after_each[kept - 1]) for kept in scales)
 
-        return self._synthesize(codes, num_samples, overlap, len(scales), latents, progress)
+        return self._synthesize(codes, num_samples, overlap, len(scales), waves, progress)
 
     def reconstruct(self, wav: Tensor, overlap: float = 0.0) -> Tensor:
         """`decode(encode(wav))`: [B, 1, N] -> [B, 1, N]. Raises as they do."""
@@ -273,8 +274,15 @@ class SAT(Pretrained):
     def _dtype(self) -> torch.dtype:
         return self.quantizer.codebooks.dtype
 
-    def _latents(self, codes: Tensor) -> Iterator[Tensor]:
-        return iter((self.quantizer.decode(codes),))
+    @property
+    def _weights(self) -> list[Tensor]:
+        return [*self.parameters(), self.quantizer.codebooks]
+
+    def _codes_of(self, windows: Tensor) -> Tensor:
+        return self.quantizer.encode(inference.run(self.encoder, windows))
+
+    def _waves_of(self, codes: Tensor) -> Tensor:
+        return inference.run(self.decoder, self.quantizer.decode(codes))
 
     def _folded(self):
         """Weight norm's product is computed once inside this block and forgotten after it: never stale."""
@@ -286,10 +294,10 @@ class SAT(Pretrained):
         num_samples: int | None,
         overlap: float,
         versions: int,
-        latents: Callable[[Tensor], Iterator[Tensor]],
+        waves: Callable[[Tensor], Iterator[Tensor]],
         progress: Callable[[int], None] | None,
     ) -> Tensor:
-        """Decodes `versions` latents of every window, and joins windows: [versions, B, 1, num_samples]."""
+        """Joins windows, of which `waves` gives `versions` each: [versions, B, 1, num_samples]."""
         total = self.config.schedule.total
         if codes.dim() != 3 or codes.shape[2] != total or 0 in codes.shape or codes.dtype != torch.int64:
             raise ValueError(
@@ -309,8 +317,8 @@ class SAT(Pretrained):
         with self._folded():
             for first in range(0, batch * count, WINDOWS_PER_BATCH):
                 part = flat[first : first + WINDOWS_PER_BATCH]
-                for version, latent in enumerate(latents(part)):
-                    for place, window in enumerate(inference.run(self.decoder, latent).squeeze(1), start=first):
+                for version, wave in enumerate(waves(part)):
+                    for place, window in enumerate(wave.squeeze(1), start=first):
                         windows.add(out[version, place // count], window, place % count)
                 _advance(progress, len(part))
         return out[:, :, None, :num_samples]

@@ -1,8 +1,8 @@
 """The convolution stacks and the LSTM of SEANet autoencoders (EnCodec, SAT and others), for inference.
 
 The trail of the operator: `layers` (layers as data, and how weights are stored), `reference` (the mathematics), `api`
-(public functions), `ops` (schemas), `native` (backend), `module` (a whole encoder or decoder), `normed` (layers of it
-with norms over time), `streaming` (the same in chunks).
+(public functions), `ops` (schemas), `native` and `triton` (backends), `module` (a whole encoder or decoder), `normed`
+(layers of it with norms over time), `streaming` (the same in chunks).
 """
 
 from .api import lstm, norm_, stack

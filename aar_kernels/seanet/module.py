@@ -19,8 +19,8 @@ LSTM_STEPS = 16384  # of a longer signal, which is then overwritten, that an LST
 class PackedSEANet(nn.Module):
     """Layers in turn, for inference: ``[B, in, T]`` -> ``[B, out, T']``. It has buffers and no parameters.
 
-    It is worth having where the native backend runs (`python -m aar_kernels.info`); elsewhere the reference unpacks the
-    weights at each call.
+    It is worth having where the native or the Triton backend runs (`python -m aar_kernels.info`; Triton's has no norms
+    over time and has not yet run on hardware); elsewhere the reference unpacks the weights at each call.
 
     Args:
         layers: `Conv`, `ConvTranspose`, `Residual` and `LSTM`, whose weights are copied.

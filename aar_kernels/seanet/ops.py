@@ -13,8 +13,8 @@ from .layers import split_fields
 
 dispatch.register(__package__, "seanet_stack", "seanet_stack_chunk", "seanet_lstm", "seanet_norm_")
 
-# x is [B, T, C] in fp32 (fp64: reference). The rest are the parts of a PackedStack or PackedLSTM, of x's dtype
-# or bf16.
+# x is [B, T, C] in fp32 (fp16: triton and reference; fp64: reference). The rest are the parts of a PackedStack or
+# PackedLSTM, of x's dtype or bf16.
 _WEIGHTED = "(Tensor x, Tensor weights"
 _SCHEMAS = {
     "seanet_stack": f"{_WEIGHTED}, int[] layers, int block, str backend) -> Tensor",

@@ -75,7 +75,7 @@ def test_each_set_of_options_has_its_graph(recorded):
 
 
 def test_the_least_used_graph_goes_first(recorded, monkeypatch):
-    monkeypatch.setattr(generation, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(graph, "MAX_GRAPHS", 2)
     model = make()
     for batch in (1, 2, 1, 3, 1):  # 3 takes the place of 2
         model.sample(conditions(batch))

@@ -1,0 +1,123 @@
+"""Triton backend (kernels: `triton_kernels`): a launch for each layer, and cuDNN for the LSTM."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor, nn
+
+from .._triton import unavailable, wrong_device  # noqa: F401
+from ..cache import DerivedCache
+from ..graph import captured_elsewhere, keep
+from . import triton_kernels as kernels
+from .layers import CENTERED, NONE, RESIDUAL, TRANSPOSED, Fields, PackedLSTM, split_fields, unpack_lstm
+
+_lstms: DerivedCache[nn.LSTM] = DerivedCache()
+
+
+def unsupported(problem) -> str | None:
+    if reason := wrong_device(problem):
+        return reason
+    if problem.dtype not in (torch.float32, torch.float16):
+        return f"signals must be fp32 or fp16, got {problem.dtype}"
+    return None
+
+
+def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
+    """Layer by layer: at the sizes of a layer's output, a GPU's cache holds all of it or no useful part."""
+    x, at = x.contiguous(), 0
+    with torch.cuda.device_of(x):
+        for fields in split_fields(layers):
+            parts = weights[at : at + sum(fields.sizes)].split(fields.sizes)
+            x = (_residual if fields.kind == RESIDUAL else _conv)(x, fields, *parts)
+            at += sum(fields.sizes)
+    return x
+
+
+def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """By cuDNN, whose kernels keep the recurrent weights on the chip; in full fp32, which it leaves by default."""
+    module = _module(x, weights, channels)
+    before = None if state is None else tuple(part.contiguous() for part in state.unbind(1))
+    with (
+        torch.no_grad(),
+        torch.autocast(x.device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        out, after = module(x.contiguous(), before)
+    return (out + x if skip else out), torch.stack(after, 1)
+
+
+def _module(x: Tensor, weights: Tensor, channels: int) -> nn.LSTM:
+    def build() -> nn.LSTM:
+        with torch.inference_mode(False), torch.no_grad():
+            options = {"batch_first": True, "device": x.device, "dtype": x.dtype}
+            module = nn.LSTM(channels, channels, weights.shape[0], **options).requires_grad_(False)
+            for own, (w_ih, w_hh, bias) in zip(
+                module.all_weights, unpack_lstm(PackedLSTM(weights, channels, False)), strict=True
+            ):
+                for parameter, value in zip(own, (w_ih, w_hh, bias, torch.zeros_like(bias)), strict=True):
+                    parameter.copy_(value)
+        return module
+
+    return build() if captured_elsewhere() else keep(_lstms.get([weights], build, x.dtype))
+
+
+def _conv(x: Tensor, fields: Fields, weights: Tensor) -> Tensor:
+    (_, columns), *_ = fields.products
+    steps = fields.length(x.shape[1])
+    out = x.new_empty(x.shape[0], steps, fields.outputs)
+    if fields.kind == TRANSPOSED:
+        steps = triton.cdiv(steps + fields.trim, fields.stride)
+        return _launch(x, fields, weights, out, steps, columns, stride=1, skip=fields.trim * fields.outputs)
+    return _launch(x, fields, weights, out, steps, columns, stride=fields.stride)
+
+
+def _residual(x: Tensor, fields: Fields, first: Tensor, second: Tensor) -> Tensor:
+    batch, length, inputs = x.shape
+    steps, shortcut = fields.length(length), inputs * fields.shortcut
+    out = x.new_empty(batch, steps, fields.outputs)
+    if fields.outputs > kernels.FUSED_CHANNELS:
+        hidden = _launch(x, fields, first, x.new_empty(batch, steps, fields.hidden), steps, fields.hidden)
+        narrow = fields._replace(inputs=fields.hidden, kernel=1, dilation=1)
+        return _launch(hidden, narrow, second, out, steps, fields.outputs, around=x, shortcut=shortcut)
+    left, edge = _padding(fields, length, steps)
+    block = kernels.residual_block(fields.hidden, fields.outputs)
+    kernels.residual_kernel[(triton.cdiv(batch * steps, block["BLOCK_M"]),)](
+        x, first, second, out, batch * steps, steps, length, edge, left, C=inputs, H=fields.hidden, N=fields.outputs,
+        TAPS=fields.kernel, DILATION=fields.dilation, REFLECT=_reflects(fields), SHORTCUT=shortcut, **block,
+    )  # fmt: skip
+    return out
+
+
+def _launch(
+    x: Tensor, fields: Fields, weights: Tensor, out: Tensor, steps: int, columns: int, *, stride: int = 1,
+    skip: int = 0, around: Tensor | None = None, shortcut: int = 0,
+) -> Tensor:  # fmt: skip
+    """``out``, computed by ``steps`` rows of ``columns`` for each item."""
+    batch, length, inputs = x.shape
+    left, edge = _padding(fields, length, steps)
+    block = kernels.conv_block(fields.taps, inputs, columns)
+    grid = triton.cdiv(batch * steps, block["BLOCK_M"]), triton.cdiv(columns, block["BLOCK_N"])
+    kernels.conv_kernel[grid](
+        x, weights, around, out, batch * steps, steps, length, edge, left, skip, out[0].numel(),
+        0 if around is None else around.shape[1], C=inputs, N=columns, TAPS=fields.taps, STRIDE=stride,
+        DILATION=fields.dilation, REFLECT=_reflects(fields), ELU=bool(fields.elu), SHORTCUT=shortcut, **block,
+    )  # fmt: skip
+    return out
+
+
+def _reflects(fields: Fields) -> bool:
+    return bool(fields.reflect) and fields.padding != NONE and fields.span > 1
+
+
+def _padding(fields: Fields, length: int, steps: int) -> tuple[int, int]:
+    """Steps added on the left, and the step about which the end of the signal, filled with zeros where it is no longer
+    than its padding, is reflected."""
+    if fields.padding == NONE:
+        return 0, length - 1
+    if fields.kind == TRANSPOSED:
+        return fields.context, length - 1
+    total = fields.context
+    right = total // 2 if fields.padding == CENTERED else 0
+    longest = max(total - right, right + -length % fields.stride)
+    return total - right, max(length - 1, longest)
