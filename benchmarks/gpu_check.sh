@@ -4,7 +4,8 @@
 #   tests       the test suite; with a GPU the tests of Triton compile, and those of tests/cuda compare every backend
 #               with float64
 #   sanitize    compute-sanitizer over the native kernels: memcheck, racecheck, synccheck
-#   generation  sampling with an AAR of depth 16: as one CUDA graph, launched kernel by kernel, in plain PyTorch
+#   generation  sampling with an AAR of depth 16: as one CUDA graph, launched kernel by kernel, in plain PyTorch; and as a
+#               next-token model, with and without a graph per token
 #   bench       every operator against eager PyTorch, both also as CUDA graphs
 #   compile     the same against torch.compile, which takes minutes
 # PYTHON names the interpreter; results go to OUT (default: build/gpu_check): JSON, logs, and a table on the terminal.

@@ -25,6 +25,8 @@ from aar_kernels import dispatch, graph
 from aar_kernels.linear import PackedWeight
 from aar_kernels.quantization import triton_host
 
+NARROW = (torch.bfloat16, torch.int8, torch.float8_e4m3fn)
+
 
 @pytest.fixture
 def recorded(monkeypatch):
@@ -54,7 +56,7 @@ def test_unconditional(recorded):
 
 
 @pytest.mark.parametrize("schedule", [(1, 3, 4, 9), (2, 2, 5), (4,)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, *NARROW, torch.float64])
 def test_schedules_and_dtypes(recorded, schedule, dtype):
     model = make(replace(SMALL, lengths=schedule)).to(torch.float64 if dtype == torch.float64 else torch.float32)
     model.sample(conditions(3), dtype=dtype)
@@ -200,7 +202,7 @@ def test_a_graph_that_cannot_be_is_an_error_only_where_it_was_asked_for():
     assert torch.equal(model.sample(conditions(1)), eager(model, conditions(1)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.float32, *NARROW])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_on_a_gpu(dtype):
     model = make().cuda()
@@ -240,7 +242,6 @@ def test_narrow_activations_are_as_exact_as_autocast(monkeypatch, dtype):
 
 
 SIZES = replace(SMALL, depth=3, lengths=(1, 2, 4, 7, 9))
-NARROW = (torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 
 
 def of_block(layer: str, *activation: str) -> list[str]:

@@ -98,5 +98,9 @@ def test_converting_the_module(backend):
     module = PackedLinear.from_linear(layer, dtype=torch.int8).to(torch.bfloat16)
     expected = F.linear(x, module.packed.dequantize(), module.bias.float())
     torch.testing.assert_close(module(x, backend=backend), expected)
+    fp8 = PackedLinear.from_linear(layer, dtype=torch.float8_e4m3fn)
+    before = fp8.packed.dequantize()
+    assert torch.equal(fp8.to(torch.bfloat16).packed.dequantize(), before)
+    assert fp8.data.dtype == torch.float8_e4m3fn
     meta = PackedLinear.from_linear(layer).to("meta")
     assert meta(x.to("meta")).shape == (3, 40)
