@@ -57,10 +57,11 @@ def test_lengths(make, length):
         check_stack(layers, make_input(seed, 3, length), "triton", blocks=())
 
 
+@pytest.mark.parametrize("widest", [16, 128])
 @pytest.mark.parametrize("shortcut", [True, False])
-def test_a_residual_block_too_wide_for_one_program(monkeypatch, shortcut):
-    """As exact in two launches, causal or not, and where the input begins with what came before."""
-    monkeypatch.setattr(triton_kernels, "FUSED_CHANNELS", 16)
+def test_residual_blocks_in_one_launch_and_in_two(monkeypatch, shortcut, widest):
+    """Causal or not, and where the input begins with what came before."""
+    monkeypatch.setattr(triton_kernels, "FUSED_CHANNELS", widest)
     torch.manual_seed(0)
     first = Conv(torch.randn(20, 33, 3) / 10, torch.randn(20), dilation=2)
     narrow, around = (Conv(torch.randn(33, n, 1) / n**0.5, torch.randn(33)) for n in (20, 33))
