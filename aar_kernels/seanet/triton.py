@@ -99,7 +99,7 @@ def _launch(
     block = kernels.conv_block(fields.taps, inputs, columns)
     grid = triton.cdiv(batch * steps, block["BLOCK_M"]), triton.cdiv(columns, block["BLOCK_N"])
     kernels.conv_kernel[grid](
-        x, weights, around, out, batch * steps, steps, length, edge, left, skip, out[0].numel(),
+        x, weights, around, out, batch * steps, steps, length, edge, left, skip, out.shape[1] * out.shape[2],
         0 if around is None else around.shape[1], C=inputs, N=columns, TAPS=fields.taps, STRIDE=stride,
         DILATION=fields.dilation, REFLECT=_reflects(fields), ELU=bool(fields.elu), SHORTCUT=shortcut, **block,
     )  # fmt: skip

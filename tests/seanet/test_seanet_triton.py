@@ -118,6 +118,12 @@ def test_an_item_does_not_depend_on_the_others():
     assert torch.equal(stack(x, packed, backend="triton")[[0, 2, 3, 4]], together[[0, 2, 3, 4]])
 
 
+def test_no_items():
+    packed = pack(make_layers(5))
+    x = torch.empty(0, packed.fields[0].inputs, 13)
+    assert stack(x, packed, backend="triton").shape == stack(x, packed, backend="reference").shape
+
+
 @pytest.mark.parametrize("channels", [1, 5, 33])
 @pytest.mark.parametrize("skip", [True, False])
 def test_lstm(channels, skip):
