@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from aar_kernels import attention, linear, modulation, quantization, sampling
+from aar_kernels import attention, linear, modulation, quantization, sampling, seanet
 from aar_kernels.cache import DerivedCache
 
 
@@ -91,7 +91,7 @@ class _Kernel:
 
 def fake_triton(monkeypatch, launches: Launches) -> None:
     """The Triton backend takes meta tensors: its launches are noted and its kernels do nothing."""
-    for package in (attention, linear, modulation, quantization, sampling):
+    for package in (attention, linear, modulation, quantization, sampling, seanet):
         backend = importlib.import_module(f"{package.__name__}.triton")
         monkeypatch.setattr(backend, "unavailable", lambda: None)
         monkeypatch.setattr(backend, "wrong_device", lambda problem: None)
@@ -102,6 +102,9 @@ def fake_triton(monkeypatch, launches: Launches) -> None:
         monkeypatch.setattr(ops, "call", lambda name, *args, ops=ops: ops._implementation(name)(*args))
     monkeypatch.setattr(linear.ops, "call", linear.ops._run)
     monkeypatch.setattr(sampling.ops, "sample", sampling.ops._run)
+    for name in ("stack", "lstm"):
+        monkeypatch.setattr(seanet.ops, name, getattr(seanet.ops, f"_{name}"))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it knows no meta tensors
     known: dict[tuple, object] = {}
 
     def get(cache, tensors, build, *options):  # meta tensors have no address to know them by

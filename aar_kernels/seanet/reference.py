@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import chunk
 from .layers import CENTERED, NONE, RESIDUAL, TRANSPOSED, Fields, PackedLSTM, PackedStack, unpack, unpack_lstm
 
 
@@ -33,18 +34,14 @@ def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
 def stack_chunk(
     x: Tensor, weights: Tensor, layers: list[int], state: Tensor, position: int, last: bool, block: int
 ) -> Tensor:
-    """The same of a chunk that begins at step ``position``; with ``last`` it ends the signal.
-
-    ``state[B, ...]`` holds, of each layer in turn, ``[kept, in]``: the last steps of its input, as its product reads
-    them. At position 0 nothing is read from it.
-    """
+    """The same of a chunk, see `chunk.stack_chunk`."""
     packed = PackedStack(weights.to(x.dtype), tuple(layers))
-    x, kept = x.transpose(1, 2), state.split([fields.kept * fields.inputs for fields in packed.fields], 1)
+    steps = [
+        (fields, lambda x, fields, products=products: _layer(x.mT, fields, products).mT)
+        for fields, products in zip(packed.fields, unpack(packed), strict=True)
+    ]
     with torch.autocast(x.device.type, enabled=False):
-        for fields, products, before in zip(packed.fields, unpack(packed), kept, strict=True):
-            before = before.unflatten(1, (fields.kept, fields.inputs)).transpose(1, 2)
-            x = _layer_of_chunk(x, fields, products, before, position == 0, last)
-    return x.transpose(1, 2).contiguous()
+        return chunk.stack_chunk(x, steps, state, position, last).contiguous()
 
 
 def norm_(x: Tensor, scale: Tensor, shift: Tensor, eps: float, add: Tensor | None) -> None:
@@ -77,21 +74,6 @@ def _layer(x: Tensor, fields: Fields, products: list[tuple[Tensor, Tensor]]) -> 
     if fields.elu:
         x = F.elu(x)
     return (_conv_transpose if fields.kind == TRANSPOSED else _conv)(x, fields, *products[0])
-
-
-def _layer_of_chunk(
-    x: Tensor, fields: Fields, products: list[tuple[Tensor, Tensor]], kept: Tensor, first: bool, last: bool
-) -> Tensor:
-    if fields.elu and fields.kind != RESIDUAL:
-        x, fields = F.elu(x), fields._replace(elu=0)
-    seen, steps = x if first else torch.cat([kept, x], 2), x.shape[2]
-    if not last:
-        kept.copy_(F.pad(seen, (fields.kept - seen.shape[2], 0)))
-    if first:
-        return _layer(x, fields, products)
-    if last and fields.kind != TRANSPOSED:  # what the last stride lacks
-        seen = F.pad(seen, (0, -steps % fields.stride), mode="reflect" if fields.reflect else "constant")
-    return _layer(seen[..., fields.kept - fields.context :], fields._replace(padding=NONE), products)
 
 
 def _conv(x: Tensor, fields: Fields, matrix: Tensor, bias: Tensor) -> Tensor:

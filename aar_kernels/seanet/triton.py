@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .._triton import unavailable, wrong_device  # noqa: F401
 from ..cache import DerivedCache
 from ..graph import captured_elsewhere, keep
+from . import chunk
 from . import triton_kernels as kernels
 from .layers import CENTERED, NONE, RESIDUAL, TRANSPOSED, Fields, PackedLSTM, split_fields, unpack_lstm
 
@@ -25,13 +26,29 @@ def unsupported(problem) -> str | None:
 
 def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     """Layer by layer: at the sizes of a layer's output, a GPU's cache holds all of it or no useful part."""
-    x, at = x.contiguous(), 0
     with torch.cuda.device_of(x):
-        for fields in split_fields(layers):
-            parts = weights[at : at + sum(fields.sizes)].split(fields.sizes)
-            x = (_residual if fields.kind == RESIDUAL else _conv)(x, fields, *parts)
-            at += sum(fields.sizes)
+        for fields, layer in _layers(weights, layers):
+            x = layer(x, fields)
     return x
+
+
+def stack_chunk(
+    x: Tensor, weights: Tensor, layers: list[int], state: Tensor, position: int, last: bool, block: int
+) -> Tensor:
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        out = chunk.stack_chunk(x, _layers(weights, layers), state, position, last)
+    torch.autograd.graph.increment_version(state)
+    return out
+
+
+def _layers(weights: Tensor, layers: list[int]) -> list[chunk.Layer]:
+    found, at = [], 0
+    for fields in split_fields(layers):
+        parts = weights[at : at + sum(fields.sizes)].split(fields.sizes)
+        run = _residual if fields.kind == RESIDUAL else _conv
+        found.append((fields, lambda x, fields, run=run, parts=parts: run(x.contiguous(), fields, *parts)))
+        at += sum(fields.sizes)
+    return found
 
 
 def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -99,7 +116,7 @@ def _launch(
     block = kernels.conv_block(fields.taps, inputs, columns)
     grid = triton.cdiv(batch * steps, block["BLOCK_M"]), triton.cdiv(columns, block["BLOCK_N"])
     kernels.conv_kernel[grid](
-        x, weights, around, out, batch * steps, steps, length, edge, left, skip, out[0].numel(),
+        x, weights, around, out, batch * steps, steps, length, edge, left, skip, out.shape[1] * out.shape[2],
         0 if around is None else around.shape[1], C=inputs, N=columns, TAPS=fields.taps, STRIDE=stride,
         DILATION=fields.dilation, REFLECT=_reflects(fields), ELU=bool(fields.elu), SHORTCUT=shortcut, **block,
     )  # fmt: skip

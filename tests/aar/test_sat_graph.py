@@ -1,6 +1,7 @@
 """SAT's encoding and decoding as CUDA graphs, on a machine that has no GPU: not yet run on hardware.
 
-Recorded on the CPU operator by operator and replayed, they give what the methods give.
+Recorded on the CPU operator by operator and replayed, they give what the methods give; traced on meta tensors, which
+have no values, they never wait for the device.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from graph_recording import Recording, record_graphs
+from graph_recording import Launches, Recording, fake_triton, record_graphs
 from helpers import require
-from small import noise, tiny_sat
+from small import TINY, noise, tiny_sat
 from test_sat_inference import CONFIGS, folded, loaded, replaced, stepped
 
 from aar import SAT
 from aar.models import inference
-from aar_kernels import use_backend
+from aar_kernels import dispatch, use_backend
+from aar_kernels.quantization import triton_host
 
 
 @pytest.fixture
@@ -121,6 +123,26 @@ def test_where_there_is_a_graph(monkeypatch, backend, device, weights_on, infere
     weight = SimpleNamespace(device=torch.device(weights_on), is_inference=lambda: inference_mode)
     with use_backend(backend):
         assert inference._ungraphed(SimpleNamespace(device=torch.device(device)), [weight]) is not graph
+
+
+def test_nothing_waits_for_the_device(monkeypatch):
+    """And what is launched: a kernel for each layer, beside PyTorch's LSTM."""
+    pytest.importorskip("triton")
+    fake_triton(monkeypatch, found := Launches())
+    dispatch._select_cached.cache_clear()
+    with torch.device("meta"), torch.no_grad(), use_backend("triton"):
+        model, wav = SAT(TINY), torch.empty(2, 1, 24000)
+        model._waves_of(model._codes_of(wav))  # the first run fills the caches
+        found.names.clear()
+        with found:
+            waves = model._waves_of(model._codes_of(wav))
+    dispatch._select_cached.cache_clear()
+    triton_host._uploaded.cache_clear()  # of meta tensors
+    assert waves.shape == wav.shape
+    launched = [name for name in found.names if name.startswith("seanet.")]
+    encoder = ["seanet.conv", *4 * ["seanet.residual", "seanet.conv"], "seanet.conv"]
+    decoder = ["seanet.conv", *4 * ["seanet.conv", "seanet.residual"], "seanet.conv"]
+    assert launched == encoder + decoder
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

@@ -57,10 +57,11 @@ def test_lengths(make, length):
         check_stack(layers, make_input(seed, 3, length), "triton", blocks=())
 
 
+@pytest.mark.parametrize("widest", [16, 128])
 @pytest.mark.parametrize("shortcut", [True, False])
-def test_a_residual_block_too_wide_for_one_program(monkeypatch, shortcut):
-    """As exact in two launches, causal or not, and where the input begins with what came before."""
-    monkeypatch.setattr(triton_kernels, "FUSED_CHANNELS", 16)
+def test_residual_blocks_in_one_launch_and_in_two(monkeypatch, shortcut, widest):
+    """Causal or not, and where the input begins with what came before."""
+    monkeypatch.setattr(triton_kernels, "FUSED_CHANNELS", widest)
     torch.manual_seed(0)
     first = Conv(torch.randn(20, 33, 3) / 10, torch.randn(20), dilation=2)
     narrow, around = (Conv(torch.randn(33, n, 1) / n**0.5, torch.randn(33)) for n in (20, 33))
@@ -115,6 +116,12 @@ def test_an_item_does_not_depend_on_the_others():
     together = stack(x, packed, backend="triton")
     x[1] = torch.nan
     assert torch.equal(stack(x, packed, backend="triton")[[0, 2, 3, 4]], together[[0, 2, 3, 4]])
+
+
+def test_no_items():
+    packed = pack(make_layers(5))
+    x = torch.empty(0, packed.fields[0].inputs, 13)
+    assert stack(x, packed, backend="triton").shape == stack(x, packed, backend="reference").shape
 
 
 @pytest.mark.parametrize("channels", [1, 5, 33])
