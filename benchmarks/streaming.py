@@ -1,8 +1,8 @@
 """``python -m benchmarks.streaming``: time per frame of the autoencoders of EnCodec (24 kHz) and Mimi in a stream.
 
-One frame at a time: 13.3 ms of sound for EnCodec, 80 ms for Mimi (without its transformers); weights are random. The
-peer is what one writes in PyTorch: each layer keeps its context, and takes it with the next frame. First each variant
-is checked over some frames against eager PyTorch in float64, which has the whole signal.
+One frame of each at a time: 13.3 ms of sound for EnCodec, 80 ms for Mimi (without its transformers), of random weights.
+The peer is what one writes in PyTorch: each layer keeps its context and takes it with the next frame. First all are
+checked over some frames against eager PyTorch in float64, which has the whole signal.
 """
 
 from __future__ import annotations

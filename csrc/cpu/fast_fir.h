@@ -16,6 +16,51 @@ inline void subtract(int64_t rows, const float* a, const float* b, int64_t step,
     for (int64_t k = 0; k < depth; k++) out[k] = a[k] - b[k];
 }
 
+constexpr int kPair = 4;  // vectors of a tile for one pair, whose three sums in each leave AVX2 one register to read into
+
+// One pair of rows, or its first or second alone: out[ROWS] = x1 (w0 + w1) + differences[ROWS] (w0 or w1) + bias, plus
+// what is there. The weights pass by once; sums are those of two tiles, in their order.
+template <bool FIRST, bool SECOND, int VECTORS, class W>
+__attribute__((noinline)) void pair_tile(const float* x1, const float* differences, const Weights<W>& weights,
+                                         const Target& to) {
+  constexpr int ROWS = FIRST + SECOND, per_panel = kColumns / kLanes;
+  const int64_t next_panel = weights.next, partner = weights.partner, depth = weights.depth;
+  const W *panel = weights.panel, *bias = weights.bias;
+  Floats both[VECTORS], own[ROWS][VECTORS];
+  AAR_UNROLL for (int v = 0; v < VECTORS; v++) {
+    both[v] = splat(0.0f);
+    AAR_UNROLL for (int r = 0; r < ROWS; r++) own[r][v] = splat(0.0f);
+  }
+  _Pragma("GCC unroll 2") for (int64_t k = 0; k < depth; k++, panel += kColumns) {
+    AAR_UNROLL for (int v = 0; v < VECTORS; v += per_panel) {
+      const W* ahead = panel + v / per_panel * next_panel + kSlidingAhead / int64_t(sizeof(W));
+      __builtin_prefetch(ahead);
+      __builtin_prefetch(ahead + partner);
+    }
+    const Floats x = splat(x1[k]);
+    Floats difference[ROWS];
+    AAR_UNROLL for (int r = 0; r < ROWS; r++) difference[r] = splat(differences[r * depth + k]);
+    AAR_UNROLL for (int v = 0; v < VECTORS; v++) {
+      const W* at = panel + v / per_panel * next_panel + v % per_panel * kLanes;
+      Floats w = load(at);
+      stay(w);
+      if constexpr (FIRST) own[0][v] = fma(difference[0], w, own[0][v]);
+      if constexpr (SECOND) own[ROWS - 1][v] = fma(difference[ROWS - 1], load(at + partner), own[ROWS - 1][v]);
+      w += load(at + partner);
+      both[v] = fma(x, w, both[v]);
+    }
+  }
+  AAR_UNROLL for (int v = 0; v < VECTORS; v++) {
+    if (bias != nullptr) both[v] += load(bias + v / per_panel * next_panel + v % per_panel * kLanes);
+    AAR_UNROLL for (int r = 0; r < ROWS; r++) {
+      float* out = to.at(r) + v * kLanes;
+      store(out, own[r][v] + (to.add ? both[v] + load(out) : both[v]));
+    }
+  }
+  if (to.elu)
+    for (int r = 0; r < ROWS; r++) elu(to.at(r), VECTORS * kLanes, to.at(r));
+}
+
 // Panels [p0, p1) of pairs of rows, of which a.data and to.data are the first. `firsts` and `seconds` of them are
 // wanted, equally many or one more of either; a pair that lacks its first is the only one.
 template <class W>
@@ -38,14 +83,30 @@ void pairs_of_rows(int64_t firsts, int64_t seconds, const SlidingRows& a, const 
     });
   }
   const int64_t row = 2 * a.row, out_row = 2 * to.row, room = std::min(kSlidingDepth, b.tap);
-  Buffer<float> before(firsts * room), after(seconds * room);
+  Buffer<float> differences(rows * room);
   for (int64_t tap = lone; tap < b.K; tap += 2 * b.tap)
     for (int64_t k = tap, depth; k < tap + b.tap; k += depth) {
       depth = std::min(kSlidingDepth, tap + b.tap - k);
       const bool add = to.add || k > 0, last = k + depth + b.tap == b.K;
       const float *x0 = a.data + k, *x1 = x0 + a.row, *x2 = x1 + a.row;
+      float *before = differences, *after = before + firsts * depth;
       subtract(firsts, x0, x1, row, depth, before);
       subtract(seconds, x2, x1, row, depth, after);
+      if (pairs == 1) {
+        for (int64_t n = p0 * kColumns, width; n < end; n += width) {
+          const auto weights = b.weights(n, k, depth, last, b.tap);
+          const Target out{to.at(start) + n, to.row, add, to.elu && last};
+          const bool wide = end - n >= kPair * kLanes;
+          width = wide ? kPair * kLanes : kColumns;
+          constexpr int panel = kColumns / kLanes;
+          const auto tile = both > 0     ? wide ? pair_tile<true, true, kPair, W> : pair_tile<true, true, panel, W>
+                            : firsts > 0 ? wide ? pair_tile<true, false, kPair, W> : pair_tile<true, false, panel, W>
+                            : wide       ? pair_tile<false, true, kPair, W>
+                                         : pair_tile<false, true, panel, W>;
+          tile(x1, differences, weights, out);
+        }
+        continue;
+      }
       for_tiles(pairs, [&](int64_t n, int64_t columns) {
         float *y0 = to.data + n, *y1 = y0 + to.row;
         const auto w0 = b.weights(n, k, depth, false), w1 = b.weights(n, k + b.tap, depth, false);
