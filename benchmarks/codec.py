@@ -4,7 +4,8 @@ SAT in the published sizes and in those of configs/small-sat.yaml, quantizer inc
 (24 kHz, and 48 kHz in stereo) and of Mimi (without its transformers) as the package `transformers` builds them. Weights
 are random. First every variant is checked against eager PyTorch in float64. With ``--layers`` each layer is timed too,
 without its norm over time if it has one, against the machine's large matrix product: its GFLOP/s count what the direct
-convolution computes, so that a layer with fewer multiplications can be above 100 %.
+convolution computes, so that a layer with fewer multiplications can be above 100 %. With ``--device cuda`` ours is the
+Triton backend, and it and eager PyTorch, which has the TF32 of its defaults, are timed as CUDA graphs too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 from aar import SAT, SATConfig
 from aar.models.inference import packed_layers
 from aar_kernels import use_backend
-from aar_kernels.bench.measure import Variant, interleaved, peak_memory
+from aar_kernels.bench.measure import Variant, add_graphs, interleaved, peak_memory
+from aar_kernels.precision import without_tf32
 from aar_kernels.seanet import LSTM, PackedLSTM, PackedSEANet, lstm, pack, pack_lstm, stack
 from aar_kernels.seanet.encodec import encodec_layers
 from aar_kernels.seanet.normed import without_norms
@@ -57,8 +60,13 @@ def main(argv: list[str] | None = None, config: SATConfig | None = None) -> int:
     options.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="seconds at once (default: 1 8 32)")
     options.add_argument("--layers", action="store_true", help="also time each layer, at batch 1 and one thread")
     options.add_argument("--cpu-time", action="store_true", help="time one thread by its own clock, on a busy machine")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     options = options.parse_args(argv)
+    with torch.device(options.device):
+        return _run(options, config)
 
+
+def _run(options: Namespace, config: SATConfig | None) -> int:
     print_machine()
     if onnx_peer.missing():
         print(f"ONNX Runtime is no peer: {', '.join(onnx_peer.missing())} not installed")
@@ -67,10 +75,11 @@ def main(argv: list[str] | None = None, config: SATConfig | None = None) -> int:
         any_wrong |= _drop_what_is_wrong(half)
         for threads in options.threads:
             torch.set_num_threads(threads)
-            measured = peaks()
+            measured = peaks(options.device)
             clock = time.process_time if options.cpu_time and threads == 1 else time.perf_counter
             timing = {"runs": options.runs, "warmup": 1, "clock": clock}
             about = {"benchmark": "codec", "case": half.name, "threads": threads, "clock": clock.__name__, **measured}
+            about["device"] = options.device
             for batch in options.batch:
                 rows.append(about | _measure(half, batch, timing))
                 print_row(rows[-1])
@@ -93,6 +102,26 @@ def _halves(codecs: list[str], no_compile: bool, config: SATConfig | None) -> It
             yield from _transformers(name, no_compile)
 
 
+def _on_cuda() -> bool:
+    return torch.get_default_device().type == "cuda"
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
+def _ours(run: Run) -> Run:
+    """On CUDA the Triton backend is used where it is asked for."""
+    if not _on_cuda():
+        return run
+
+    def ours(x: Tensor) -> Tensor:
+        with use_backend("triton"):
+            return run(x)
+
+    return ours
+
+
 def _twins(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     """Two modules with equal weights. No deep copies: those of weight norm share the class that holds the weight."""
     modules = []
@@ -109,11 +138,10 @@ def _sat(name: str, config: SATConfig, no_compile: bool) -> Iterator[Half]:
     window, total = model.config.window_samples, model.config.schedule.total
 
     def waves(batch: int) -> Tensor:
-        return 0.3 * torch.randn(batch, 1, window, generator=torch.Generator().manual_seed(batch))
+        return 0.3 * torch.randn(batch, 1, window, generator=_generator(batch))
 
     def codes(batch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(batch)
-        return torch.randint(model.config.codebook_size, (batch, total), generator=generator)
+        return torch.randint(model.config.codebook_size, (batch, total), generator=_generator(batch))
 
     def encoding(encoder: nn.Module) -> Run:
         return lambda wav: folded.quantizer.encode(encoder(wav))
@@ -122,13 +150,13 @@ def _sat(name: str, config: SATConfig, no_compile: bool) -> Iterator[Half]:
         return lambda codes: decoder(folded.quantizer.decode(codes))
 
     encode = {
-        "ours": lambda wav: model.encode(wav)[:, 0],
+        "ours": _ours(lambda wav: model.encode(wav)[:, 0]),
         "eager autoencoder, our quantizer": encoding(folded.encoder),
         "eager": _plain(encoding(folded.encoder)),
         "eager, weight norm": _plain(encoding(model.encoder)),
     }
     decode = {
-        "ours": lambda codes: model.decode(codes[:, None]),
+        "ours": _ours(lambda codes: model.decode(codes[:, None])),
         "eager autoencoder, our quantizer": decoding(folded.decoder),
         "eager": _plain(decoding(folded.decoder)),
         "eager, weight norm": _plain(decoding(model.decoder)),
@@ -166,16 +194,16 @@ def _transformers(codec: str, no_compile: bool) -> Iterator[Half]:
             nn.utils.parametrize.remove_parametrizations(module, "weight")
     title, *shapes = TRANSFORMERS[codec]
     for (name, network), shape in zip(folded.items(), shapes, strict=True):
-        variants: dict[str, Run] = {"ours": PackedSEANet(encodec_layers(network)), "eager": network}
+        variants: dict[str, Run] = {"ours": _ours(PackedSEANet(encodec_layers(network))), "eager": network}
         if codec == "encodec":
             variants["eager, weight norm"] = model[name]
         if not no_compile:
             variants["torch.compile"] = torch.compile(network)
-        if not onnx_peer.missing():
+        if not onnx_peer.missing() and not _on_cuda():
             variants["ONNX Runtime"] = onnx_peer.onnx_runtime(network, torch.randn(1, *shape))
 
         def signals(batch: int, shape: tuple[int, int] = shape) -> Tensor:
-            return 0.3 * torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
+            return 0.3 * torch.randn(batch, *shape, generator=_generator(batch))
 
         yield Half(f"{title} {name}", network, shape[1], signals, variants)
 
@@ -184,6 +212,7 @@ def _transformers(codec: str, no_compile: bool) -> Iterator[Half]:
 
 
 @torch.no_grad()
+@without_tf32()
 def _drop_what_is_wrong(half: Half) -> bool:
     """Variants must be as right as eager PyTorch: numbers by their distance from float64, codes by how many differ."""
     x, wrong = half.input(2), {}
@@ -239,7 +268,10 @@ def _steps(part, length: int) -> int:
 def _measure(half: Half, batch: int, timing: dict) -> dict:
     x = half.input(batch)
     variants: dict[str, Variant] = {name: _bound(run, x) for name, run in half.variants.items()}
-    memory = {name: peak_memory(run) for name, run in variants.items()}
+    device = torch.get_default_device().type
+    memory = {name: peak_memory(run, device) for name, run in variants.items()}
+    if _on_cuda():
+        add_graphs(variants, memory)
     length, flops = half.steps, 0
     for part in _packed(half.network):
         flops += batch * _flops(part, length)
@@ -272,9 +304,10 @@ def _measure_layers(half: Half, timing: dict) -> dict:
 
 def _timed(variants: dict[str, Variant], flops: dict[str, int], timing: dict) -> dict:
     """Times, and the floor of each variant: its arithmetic at the rate of a large matrix product, timed in turn."""
-    square = torch.randn(1024, 1024)
-    times = interleaved({"product": lambda: square @ square, **variants}, 0, **timing)
-    peak = 2 * 1024**3 / times.pop("product")["p20"] / 1e6
+    side, device = 4096 if _on_cuda() else 1024, torch.get_default_device().type
+    square = torch.randn(side, side)
+    times = interleaved({"product": lambda: square @ square, **variants}, 0, device, **timing)
+    peak = 2 * side**3 / times.pop("product")["p20"] / 1e6
     return {"times_ms": times, "floor_ms": {name: flops[name] / peak / 1e6 for name in times}, "peak_gflops": peak}
 
 

@@ -6,6 +6,7 @@
 #   sanitize    compute-sanitizer over the native kernels: memcheck, racecheck, synccheck
 #   generation  sampling with an AAR of depth 16: as one CUDA graph, launched kernel by kernel, in plain PyTorch; and as a
 #               next-token model, with and without a graph per token
+#   codec       SAT, EnCodec and Mimi: autoencoders in Triton, SAT's as CUDA graphs, against eager PyTorch
 #   bench       every operator against eager PyTorch, both also as CUDA graphs
 #   compile     the same against torch.compile, which takes minutes
 # PYTHON names the interpreter; results go to OUT (default: build/gpu_check): JSON, logs, and a table on the terminal.
@@ -38,6 +39,11 @@ generation() {
     --json "$OUT/generation.json"
 }
 
+# CODEC="--codec small --batch 2 --runs 1" tries it out on a CPU.
+codec() {
+  "$PYTHON" -m benchmarks.codec --threads 1 ${CODEC:---device cuda --batch 1 64} --no-compile --json "$OUT/codec.json"
+}
+
 bench() {
   "$PYTHON" -m aar_kernels.bench ${BENCHMARKS:-} --device cuda --threads 1 --batch ${BATCH:-1 32 256 1024} --latent 64 128 \
     --seconds 0.3 --no-compile --json "$OUT/bench.json"
@@ -59,7 +65,7 @@ except OSError as error:
 print(json.dumps({"gpu": gpu, "torch": torch.__version__, "cuda": torch.version.cuda, "commit": commit}))
 PYTHON
 
-for part in ${@:-build tests sanitize generation bench compile}; do
+for part in ${@:-build tests sanitize generation codec bench compile}; do
   start=$SECONDS
   echo "== $part"
   if "$part" 2>&1 | tee "$OUT/$part.log"; then state=ok; else state=FAILED; failed+=("$part"); fi

@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None, make: Callable[[str], nn.ModuleDict] = a
                 torch.set_num_threads(threads)
                 clock = time.process_time if options.cpu_time and threads == 1 else time.perf_counter
                 times = interleaved(steps, 0, runs=20 * options.runs, warmup=5, clock=clock)
-                about = {"benchmark": "streaming", "case": case, "threads": threads, "clock": clock.__name__}
+                shape = f"a frame of {milliseconds:.1f} ms"
+                about = {"benchmark": "streaming", "case": case, "shape": shape, "threads": threads}
+                about["clock"] = clock.__name__
                 rows.append(about | {"frame_ms": milliseconds, "read_gbs": read_bandwidth(), "times_ms": times})
                 print_row(rows[-1])
     write(options.json, rows)
@@ -96,7 +98,7 @@ def _each(step: Step, frames: list[Tensor]) -> Callable[[], Tensor]:
 
 def print_row(row: dict) -> None:
     about = f"{row['threads']} thread(s), {row['read_gbs']:.1f} GB/s read"
-    print(f"\nstreaming: {row['case']}, a frame of {row['frame_ms']:.1f} ms, {about}")
+    print(f"\nstreaming: {row['case']}, {row['shape']}, {about}")
     print(f"{'variant':28} {'p50 (p20, p80) ms a frame':32} {'ratio':>7} {'of real time':>13}")
     first = next(iter(row["times_ms"].values()))["p50"] if row["times_ms"] else 0.0
     for name, times in row["times_ms"].items():

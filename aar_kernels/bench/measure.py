@@ -87,6 +87,18 @@ def graphed(run: Variant) -> Variant:
     return graph.replay
 
 
+def add_graphs(variants: dict[str, Variant], memory: dict[str, float | None]) -> None:
+    """Also what of ours and of eager can be captured as a CUDA graph."""
+    for label in {"ours", "eager"} & set(variants):
+        try:
+            variants[f"{label}, graph"] = graphed(variants[label])
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            print(f"{label}: no CUDA graph: {str(error).splitlines()[0]}")
+        else:
+            memory[f"{label}, graph"] = None
+
+
 def _percentiles(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
     at = {f"p{p}": ordered[min(len(ordered) * p // 100, len(ordered) - 1)] for p in (20, 50, 80)}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from ..precision import without_tf32
-from .measure import Case, Variant, graphed, interleaved, peak_bandwidth, peak_gflops, peak_memory
+from .measure import Case, add_graphs, interleaved, peak_bandwidth, peak_gflops, peak_memory
 from .rows import Row
 
 # torch.compile gives up on a function after eight recompilations and runs it uncompiled without a word, which would be
@@ -50,7 +50,7 @@ def _measured(case: Case, options: Namespace) -> dict:
     variants = {label: go for label, go in case.variants.items() if _asked_for(label, options.peers)}
     memory = {label: peak_memory(go, options.device) for label, go in variants.items()}
     if options.device == "cuda":
-        _add_graphs(variants, memory)
+        add_graphs(variants, memory)
     # The check has run them too, so that one warm-up is enough.
     times = interleaved(variants, options.seconds, options.device, warmup=1, patience=5 * options.seconds)
     return {
@@ -100,15 +100,3 @@ def _on_device(cases: Iterator[Case], device: str) -> Iterator[Case]:
         if case is None:
             return
         yield case
-
-
-def _add_graphs(variants: dict[str, Variant], memory: dict[str, float | None]) -> None:
-    """Also what of ours and of eager can be captured as a CUDA graph."""
-    for label in {"ours", "eager"} & set(variants):
-        try:
-            variants[f"{label}, graph"] = graphed(variants[label])
-        except RuntimeError as error:
-            torch.cuda.synchronize()
-            print(f"{label}: no CUDA graph: {str(error).splitlines()[0]}")
-        else:
-            memory[f"{label}, graph"] = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cache import DerivedCache
+from ..precision import without_tf32
 from ..seanet import Conv, PackedSEANet
 from ..seanet.encodec import encodec_layers
 from .adapter import Adapter, Unsupported, traced
@@ -23,12 +24,13 @@ class Stack(Adapter):
 
     def _check(self) -> str:
         weight = next(self.parameters())
-        if weight.dtype != torch.float32 or weight.device.type != "cpu":
-            raise Unsupported(f"its weights are {weight.dtype} on {weight.device}; these layers are float32 on a CPU")
+        if weight.dtype != torch.float32 or weight.device.type not in ("cpu", "cuda"):
+            raise Unsupported(f"its weights are {weight.dtype} on {weight.device}; known are float32 on CPU and CUDA")
         packed, count = self._pack()
         return f"{count} layers, {packed.inputs} to {packed.outputs} channels"
 
     @torch.no_grad()
+    @without_tf32()
     def _pack(self) -> tuple[PackedSEANet, int]:
         """The module with the weights that it has now, and its number of layers.
 
@@ -41,6 +43,7 @@ class Stack(Adapter):
             raise Unsupported(str(reason)) from None
         length = 4 * _hop(layers) if packed.inputs < packed.outputs else 8  # some frames for either
         probe = torch.randn(1, packed.inputs, length, generator=torch.Generator().manual_seed(0))
+        probe = probe.to(next(self.parameters()).device)
         ours, theirs = packed(probe, backend="reference"), self._aar_original.forward(self, probe)
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max()):
             raise Unsupported("on a probe its output is not what its layers give")

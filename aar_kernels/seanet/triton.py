@@ -51,6 +51,23 @@ def _layers(weights: Tensor, layers: list[int]) -> list[chunk.Layer]:
     return found
 
 
+def norm_(x: Tensor, scale: Tensor, shift: Tensor, eps: float, add: Tensor | None) -> None:
+    batch, length, channels = x.shape
+    size, block = length * channels, kernels.NORM["BLOCK"]
+    blocks = triton.cdiv(size, block)
+    chunk = triton.cdiv(blocks, kernels.PARTS) * block
+    parts = triton.cdiv(size, chunk)
+    if batch == 0:
+        return
+    moments = x.new_empty(batch, parts, 2, dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        kernels.moments_kernel[parts, batch](x, moments, size, chunk, **kernels.NORM)
+        kernels.norm_kernel[blocks, batch](
+            x, moments, scale.contiguous(), shift.contiguous(), None if add is None else add.contiguous(), size, chunk,
+            parts, eps, C=channels, PARTS=triton.next_power_of_2(parts), **kernels.NORM,
+        )  # fmt: skip
+
+
 def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """By cuDNN, whose kernels keep the recurrent weights on the chip; in full fp32, which it leaves by default."""
     module = _module(x, weights, channels)

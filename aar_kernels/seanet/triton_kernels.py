@@ -158,3 +158,59 @@ def residual_kernel(
     )  # fmt: skip
     at = row[:, None] * N + n[None, :]
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside[:, None] & exists[None, :])
+
+
+NORM = {"BLOCK": 2048, "num_warps": 8}
+PARTS = 256  # at most, in which the numbers of an item are summed
+
+
+@triton.jit(do_not_specialize=["size", "chunk"])
+def moments_kernel(x, moments, size, chunk, BLOCK: tl.constexpr):
+    """Mean, and sum of squared deviations from it, of ``chunk`` numbers of an item of ``x[B, size]``:
+    ``moments[B, parts, 2]``. Program (part, item)."""
+    begin = tl.program_id(0).to(tl.int64) * chunk
+    count = tl.minimum(size - begin, chunk)
+    x += tl.program_id(1).to(tl.int64) * size + begin
+    i = tl.arange(0, BLOCK)
+    numbers, total = count.to(tl.float32), tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, BLOCK):
+        total += tl.load(x + start + i, mask=start + i < count, other=0.0).to(tl.float32)
+    mean = tl.sum(total, 0) / numbers
+    # In a second pass, for numbers that are large beside their deviation; it also finds what rounding left in the mean.
+    left, squares = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, BLOCK):
+        inside = start + i < count
+        deviation = tl.where(inside, tl.load(x + start + i, mask=inside, other=0.0).to(tl.float32) - mean, 0.0)
+        left += deviation
+        squares += deviation * deviation
+    correction = tl.sum(left, 0) / numbers
+    moments += (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * 2
+    tl.store(moments, mean + correction)
+    tl.store(moments + 1, tl.sum(squares, 0) - numbers * correction * correction)
+
+
+@triton.jit(do_not_specialize=["size", "chunk", "parts"])
+def norm_kernel(
+    x, moments, scale, shift, add, size, chunk, parts, eps, C: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """``x[B, T * C]``, normalised by all moments of its item, times ``scale[C]`` plus ``shift[C]`` and, unless it is
+    None, ``add``. In place. Program (block of numbers, item)."""
+    item = tl.program_id(1).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    known = part < parts
+    count = tl.where(known, tl.minimum(size - part.to(tl.int64) * chunk, chunk), 0).to(tl.float32)
+    moments += item * parts * 2
+    numbers, first = size.to(tl.float32), tl.load(moments)
+    apart = tl.where(known, tl.load(moments + part * 2, mask=known, other=0.0) - first, 0.0)
+    further = tl.sum(count * apart, 0) / numbers
+    mean, apart = first + further, apart - further
+    squares = tl.load(moments + part * 2 + 1, mask=known, other=0.0) + count * apart * apart
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(squares, 0) / numbers + eps)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    channel = (at % C).to(tl.int32)
+    value = (tl.load(x + item * size + at, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
+    value = value * tl.load(scale + channel).to(tl.float32) + tl.load(shift + channel).to(tl.float32)
+    if add is not None:
+        value += tl.load(add + item * size + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(x + item * size + at, value.to(x.dtype.element_ty), mask=inside)

@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 
 import interpreter
 from helpers import assert_as_accurate
+from normed_cases import check_norm, check_normed_layers
 from seanet_cases import (
     check_bf16,
     check_lstm,
@@ -31,9 +32,8 @@ from seanet_cases import (
 )
 from test_seanet_streaming import in_chunks, lengths, make_causal
 
-from aar_kernels import BackendError
 from aar_kernels.nn import PackedSEANet
-from aar_kernels.seanet import Conv, Norm, Residual, Stream, lstm, pack, pack_lstm, stack, triton_kernels
+from aar_kernels.seanet import Conv, Residual, Stream, lstm, pack, pack_lstm, stack, triton_kernels
 from aar_kernels.seanet import triton as backend
 
 
@@ -167,10 +167,22 @@ def test_chunks_give_what_the_whole_gives(seed, reflect):
         assert_as_accurate(result, net(x, backend="triton"), exact(x.double(), backend="reference"))
 
 
-def test_norms_over_time_have_no_kernel():
-    conv = Conv(torch.randn(3, 3, 3), norm=Norm(torch.ones(3), torch.zeros(3)))
-    with pytest.raises(BackendError, match="seanet_norm_"):
-        PackedSEANet([conv])(torch.randn(1, 3, 20), backend="triton")
+@pytest.mark.parametrize("channels", [1, 5, 33, 512])
+@pytest.mark.parametrize("length", [1, 7, 300])
+def test_norm(channels, length):
+    for batch, offset, added in ((1, 0.0, False), (3, 0.0, True), (2, 1000.0, False)):
+        check_norm(channels, length, batch, offset, added, "triton")
+
+
+def test_norm_of_a_long_signal(monkeypatch):
+    """More blocks than parts, the last of which is short."""
+    monkeypatch.setattr(triton_kernels, "PARTS", 3)
+    check_norm(32, 700, 2, 3.0, True, "triton")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_normed_layers(seed):
+    check_normed_layers(seed, (1, 2, 5, 30)[seed], "triton")
 
 
 def test_opcheck():
