@@ -68,8 +68,9 @@ def step(
         x = x + gate2 * fc2(gelu_tanh(fc1(LayerNorm(x) * (1 + scale2) + shift2)))
 
     It equals the operators `linear`, `scale_attention_step` and `modulation` taken one by one, to the bit on the native
-    backend, which spares what each call costs: for few rows of few channels more than its arithmetic. For inference:
-    it has no gradient.
+    backend, which spares what each call costs: for few rows of few channels more than its arithmetic. It is for CPUs:
+    on a GPU, where this is the plain reference, call the operators one by one within a CUDA graph. For inference: it
+    has no gradient.
 
     Args:
         x: ``[B, n, C]`` fp32 (fp64: reference).
