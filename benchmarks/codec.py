@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from aar import SAT, SATConfig
-from aar.models.inference import packed_layers
 from aar_kernels import use_backend
 from aar_kernels.bench.measure import Variant, add_graphs, interleaved, peak_memory
 from aar_kernels.precision import without_tf32
@@ -250,7 +249,7 @@ def _exact(half: Half, x: Tensor) -> Tensor:
 
 
 def _packed(network: nn.Module) -> list:
-    layers = encodec_layers(network) if hasattr(network, "layers") else packed_layers(network)
+    layers = encodec_layers(network) if hasattr(network, "layers") else network.layers()
     return [pack_lstm(layer) if isinstance(layer, LSTM) else pack([without_norms(layer)]) for layer in layers]
 
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aar_kernels import BackendError, dispatch, seanet
 from aar_kernels.cache import DerivedCache
 from aar_kernels.graph import Graph, Graphs, capturing, keep
 
-from .seanet import Conv, ConvTranspose, Residual, SkipLSTM
+from .seanet import SEANet
 
-__all__ = ["graphed", "packed_layers", "run"]
+__all__ = ["graphed", "run"]
 
 _packed: DerivedCache[seanet.PackedSEANet] = DerivedCache()
 _graphs: DerivedCache[Graphs] = DerivedCache()
 
 
 @torch.no_grad()
-def run(network: nn.Module, x: Tensor) -> Tensor:
+def run(network: SEANet, x: Tensor) -> Tensor:
     """``network(x)`` of an encoder or decoder of `seanet`, without gradients.
 
     In fp32 on a CPU this runs on the native kernels, if they were built, and on the Triton kernels where these were
@@ -36,7 +36,7 @@ def run(network: nn.Module, x: Tensor) -> Tensor:
 
     @torch.inference_mode(False)
     def build() -> seanet.PackedSEANet:
-        return seanet.PackedSEANet(packed_layers(network), dtype=x.dtype)
+        return seanet.PackedSEANet(network.layers(), dtype=x.dtype)
 
     return keep(_packed.get(parameters, build))(x)
 
@@ -60,18 +60,6 @@ def _ungraphed(x: Tensor, weights: list[Tensor]) -> bool:
     return any(weight.is_inference() or weight.device != x.device for weight in weights)
 
 
-def packed_layers(network: nn.Module) -> list[seanet.Conv | seanet.ConvTranspose | seanet.Residual | seanet.LSTM]:
-    """The layers of an encoder or decoder with the weights that it has now."""
-    layers, elu = [], False
-    for module in network.model:
-        if isinstance(module, nn.ELU):
-            elu = True
-        else:
-            layers.append(_layer(module, elu))
-            elu = False
-    return layers
-
-
 def _is_packed(x: Tensor, parameters: list[Tensor]) -> bool:
     if any(tensor.device != x.device or tensor.dtype != x.dtype for tensor in parameters):
         return False  # the network says what is wrong
@@ -80,17 +68,3 @@ def _is_packed(x: Tensor, parameters: list[Tensor]) -> bool:
     except BackendError:  # a backend was forced that has no such kernel: it is for the quantizer alone
         return False
     return backend == "native" or backend == dispatch.forced() == "triton"
-
-
-def _layer(module: nn.Module, elu: bool) -> seanet.Conv | seanet.ConvTranspose | seanet.Residual | seanet.LSTM:
-    if isinstance(module, SkipLSTM):
-        return seanet.LSTM(module.lstm.all_weights)
-    if isinstance(module, Residual):
-        first, narrow = _layer(module.block[1], True), _layer(module.block[3], True)
-        return seanet.Residual(first, narrow, _layer(module.shortcut, False))
-    if isinstance(module, ConvTranspose):
-        conv, kind = module.convtr.convtr, seanet.ConvTranspose
-    else:
-        assert isinstance(module, Conv)
-        conv, kind = module.conv.conv, seanet.Conv
-    return kind(conv.weight, conv.bias, conv.stride[0], elu=elu)

@@ -5,15 +5,20 @@ Parameters carry the names of the published checkpoints, which is why a convolut
 layers are numbered in one `model` sequence.
 """
 
+from __future__ import annotations
+
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-__all__ = ["seanet_decoder", "seanet_encoder"]
+from aar_kernels import BackendError, dispatch, seanet
+
+__all__ = ["SEANet", "seanet_decoder", "seanet_encoder"]
 
 
 def _nested(name: str, layer: nn.Module) -> nn.Sequential:
@@ -86,9 +91,64 @@ class SkipLSTM(nn.Module):
         return (self.lstm(x)[0] + x).permute(1, 2, 0)
 
 
+class SEANet(nn.Module):
+    """Layers in turn: [B, in, N] -> [B, out, N'].
+
+    Where gradients are asked for, in fp32 on a CPU, convolutions run as `aar_kernels.seanet.convolve`, if the native
+    kernels were built; otherwise the layers run as the modules that they are. `inference.run` is for inference.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (torch.is_grad_enabled() and self._is_native(x)):
+            return self.model(x)
+        for is_lstm, layers in groupby(self._described(), lambda layer: isinstance(layer, SkipLSTM)):
+            if is_lstm:
+                for layer in layers:
+                    x = layer(x)
+            else:
+                x = seanet.convolve(x, list(layers))
+        return x
+
+    def layers(self) -> list[seanet.Conv | seanet.ConvTranspose | seanet.Residual | seanet.LSTM]:
+        """The layers with the weights that they have now."""
+        described = self._described()
+        return [seanet.LSTM(layer.lstm.all_weights) if isinstance(layer, SkipLSTM) else layer for layer in described]
+
+    def _described(self) -> Iterator[seanet.Conv | seanet.ConvTranspose | seanet.Residual | SkipLSTM]:
+        elu = False
+        for module in self.model:
+            if isinstance(module, nn.ELU):
+                elu = True
+            else:
+                yield module if isinstance(module, SkipLSTM) else _describe(module, elu)
+                elu = False
+
+    def _is_native(self, x: torch.Tensor) -> bool:
+        fits = all(weight.device == x.device and weight.dtype == x.dtype for weight in self.parameters())
+        if not fits or torch.is_autocast_enabled(x.device.type):
+            return False
+        try:
+            return dispatch.select("seanet_layer", x) == "native"
+        except BackendError:  # a backend was forced that has no such kernel: it is for the quantizer alone
+            return False
+
+
+def _describe(module: nn.Module, elu: bool) -> seanet.Conv | seanet.ConvTranspose | seanet.Residual:
+    if isinstance(module, Residual):
+        first, narrow = _describe(module.block[1], True), _describe(module.block[3], True)
+        return seanet.Residual(first, narrow, _describe(module.shortcut, False))
+    transposed = isinstance(module, ConvTranspose)
+    conv, kind = (module.convtr.convtr, seanet.ConvTranspose) if transposed else (module.conv.conv, seanet.Conv)
+    return kind(conv.weight, conv.bias, conv.stride[0], elu=elu)
+
+
 def seanet_encoder(
     dim: int, n_filters: int, ratios: Sequence[int], lstm_layers: int, *, weight_norm: bool
-) -> nn.Module:
+) -> SEANet:
     """Builds wave [B, 1, N] -> latents [B, dim, N / prod(ratios)]; N a multiple of prod(ratios).
 
     `ratios` are in the decoder's order, so the encoder walks them backwards. Channels double at each.
@@ -103,12 +163,12 @@ def seanet_encoder(
         ]
         channels *= 2
     layers += [SkipLSTM(channels, lstm_layers), nn.ELU(), Conv(channels, dim, 7, weight_norm=weight_norm)]
-    return nn.Sequential(OrderedDict(model=nn.Sequential(*layers)))
+    return SEANet(layers)
 
 
 def seanet_decoder(
     dim: int, n_filters: int, ratios: Sequence[int], lstm_layers: int, *, weight_norm: bool
-) -> nn.Module:
+) -> SEANet:
     """Builds latents [B, dim, T] -> wave [B, 1, T * prod(ratios)]. Channels halve at each ratio."""
     channels = n_filters * 2 ** len(ratios)
     layers = [Conv(dim, channels, 7, weight_norm=weight_norm), SkipLSTM(channels, lstm_layers)]
@@ -120,4 +180,4 @@ def seanet_decoder(
         ]
         channels //= 2
     layers += [nn.ELU(), Conv(channels, 1, 7, weight_norm=weight_norm)]
-    return nn.Sequential(OrderedDict(model=nn.Sequential(*layers)))
+    return SEANet(layers)

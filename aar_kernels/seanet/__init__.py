@@ -1,11 +1,12 @@
-"""The convolution stacks and the LSTM of SEANet autoencoders (EnCodec, SAT and others), for inference.
+"""The convolution stacks and the LSTM of SEANet autoencoders (EnCodec, SAT and others), at inference; the convolutions also in
+training.
 
 The trail of the operator: `layers` (layers as data, and how weights are stored), `reference` (the mathematics), `api`
 (public functions), `ops` (schemas), `native` and `triton` (backends), `module` (a whole encoder or decoder), `normed`
 (layers of it with norms over time), `streaming` (the same in chunks).
 """
 
-from .api import lstm, norm_, stack
+from .api import convolve, lstm, norm_, stack
 from .layers import LSTM, Conv, ConvTranspose, Norm, PackedLSTM, PackedStack, Residual, pack, pack_lstm
 from .module import PackedSEANet
 from .streaming import Stream
@@ -20,6 +21,7 @@ __all__ = [
     "PackedStack",
     "Residual",
     "Stream",
+    "convolve",
     "lstm",
     "norm_",
     "pack",

@@ -1,18 +1,20 @@
 """The public functions of SEANet: they check their input, then pick a backend.
 
 Raise, on every backend alike:
-    ValueError: shapes, dtypes or devices that do not fit, or gradients asked for.
+    ValueError: shapes, dtypes or devices that do not fit, or gradients asked for where there are none.
     BackendError: a forced backend that cannot run the call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .. import dispatch
-from . import ops
-from .layers import PackedLSTM, PackedStack
+from . import ops, reference
+from .layers import Layer, PackedLSTM, PackedStack, describe_all
 
 
 def stack(x: Tensor, packed: PackedStack, *, block: int = 0, backend: str | None = None) -> Tensor:
@@ -40,6 +42,33 @@ def stack(x: Tensor, packed: PackedStack, *, block: int = 0, backend: str | None
             raise ValueError(f"{x.shape[2]} steps are fewer than a layer without padding reads")
     name = dispatch.select("seanet_stack", x, packed.weights, backend=backend)
     return ops.stack(x.transpose(1, 2), packed.weights, packed.layers, block, name).transpose(1, 2)
+
+
+def convolve(x: Tensor, layers: Sequence[Layer], *, backend: str | None = None) -> Tensor:
+    """Convolution layers in turn, for training: differentiable, once, by x and by each weight.
+
+    Each layer is one operator, which keeps its input alone for the backward pass: ELU, padding and what is inside of a
+    residual block are computed again. Weights are packed at each call. Gradients do not depend on the number of
+    threads.
+
+    Args:
+        x: ``[B, in, T]``, T at least 1, in the dtype of the weights.
+        layers: without norms over time.
+
+    Returns:
+        ``[B, out, T']``, channels last in memory.
+    """
+    if not layers:
+        raise ValueError("a stack needs a layer")
+    for fields, weights in describe_all(layers):
+        if x.dim() != 3 or x.shape[1] != fields.inputs or x.shape[2] < 1 or x.dtype != weights.dtype:
+            wanted = f"{weights.dtype} [B, {fields.inputs}, T] with T at least 1"
+            raise ValueError(f"x must be {wanted}, got {x.dtype} {list(x.shape)}")
+        needs = ("dilation of a convolution with strides",) if fields.stride > 1 < fields.dilation else ()
+        name = dispatch.select("seanet_layer", x, weights, backend=backend, needs=needs)
+        arguments = (x.mT, weights, list(fields.numbers))
+        x = (reference.layer(*arguments) if name == "reference" else ops.layer(*arguments, name)).mT
+    return x
 
 
 def stack_chunk(

@@ -226,14 +226,26 @@ def pack(layers: Sequence[Layer], *, dtype: torch.dtype = torch.float32) -> Pack
     """
     if not layers:
         raise ValueError("a stack needs a layer")
-    fields, parts = [], []
+    with torch.no_grad():
+        fields, parts = zip(*describe_all(layers), strict=True)
+        return PackedStack(torch.cat(parts).to(dtype), tuple(number for layer in fields for number in layer.numbers))
+
+
+def describe_all(layers: Sequence[Layer]) -> list[tuple[Fields, Tensor]]:
+    """Of layers that follow each other, each without its weights, and its weights as a stack holds them.
+
+    The weights are differentiable functions of the layer's.
+
+    Raises:
+        ValueError: shapes that do not fit, or options that no layer has.
+    """
+    described = []
     for layer in layers:
-        description, products = _describe(layer)
-        if fields and fields[-1].outputs != description.inputs:
-            raise ValueError(f"a layer of {description.inputs} channels follows one of {fields[-1].outputs}")
-        fields.append(description)
-        parts += [_panels(matrix.detach().to(dtype), bias.detach().to(dtype)).flatten() for matrix, bias in products]
-    return PackedStack(torch.cat(parts), tuple(number for layer in fields for number in layer.numbers))
+        fields, products = _describe(layer)
+        if described and described[-1][0].outputs != fields.inputs:
+            raise ValueError(f"a layer of {fields.inputs} channels follows one of {described[-1][0].outputs}")
+        described.append((fields, torch.cat([_panels(*product).flatten() for product in products])))
+    return described
 
 
 def pack_lstm(lstm: LSTM, *, dtype: torch.dtype = torch.float32) -> PackedLSTM:

@@ -17,11 +17,23 @@ def unsupported(problem) -> str | None:
         return f"compiled for the CPU, but tensors are on {problem.device}"
     if problem.dtype != torch.float32:
         return f"computes in float32, not in {problem.dtype}"
+    if problem.needs:
+        return f"has no {' nor '.join(problem.needs)}"
     return None
 
 
 def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     return torch.ops.aar_native.seanet_stack(x.contiguous(), weights, layers, block)
+
+
+def layer(x: Tensor, weights: Tensor, layer: list[int]) -> Tensor:
+    return stack(x, weights, layer, 0)
+
+
+def layer_backward(
+    x: Tensor, weights: Tensor, layer: list[int], grad: Tensor, needs_x: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.aar_native.seanet_backward(x.contiguous(), weights, layer, grad.contiguous(), needs_x)
 
 
 def stack_chunk(

@@ -31,6 +31,11 @@ def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     return x.transpose(1, 2).contiguous()
 
 
+def layer(x: Tensor, weights: Tensor, layer: list[int]) -> Tensor:
+    """The same through one layer; differentiable, as `stack` is."""
+    return stack(x, weights, layer, 0)
+
+
 def stack_chunk(
     x: Tensor, weights: Tensor, layers: list[int], state: Tensor, position: int, last: bool, block: int
 ) -> Tensor:
@@ -96,7 +101,7 @@ def _pad(x: Tensor, left: int, right: int, reflect: bool) -> Tensor:
 def _conv_transpose(x: Tensor, fields: Fields, matrix: Tensor, bias: Tensor) -> Tensor:
     stride, length = fields.stride, fields.length(x.shape[-1])
     taps = matrix.reshape(fields.taps, fields.inputs, stride, fields.outputs).permute(1, 3, 0, 2).flip(2)
-    weight = taps.flatten(2)[..., : fields.kernel]
+    weight = taps.flatten(2)[..., : fields.kernel].contiguous()  # else it has no gradient in float64
     left = fields.context * stride if fields.padding == NONE else fields.trim
     return F.conv_transpose1d(x, weight, bias[: fields.outputs], stride)[..., left : left + length]
 

@@ -85,6 +85,21 @@ Tensor seanet_stack_chunk(Tensor x, Tensor weights, Ints fields, Tensor state, i
   return run_stack(layers, x, weights, block, {floats(state), position, last});
 }
 
+// x[B][T][in], weights[...], dy[B][T'][out] -> the size of x, or nothing, and of weights
+std::tuple<Tensor, Tensor> seanet_backward(Tensor x, Tensor weights, Ints fields, Tensor dy, bool needs_x) {
+  const auto layers = layers_of(fields, weights);
+  const aar::SeanetLayer& layer = layers[0];
+  STD_TORCH_CHECK(layers.size() == 1 && layer.padding != aar::SeanetPadding::none &&
+                      (layer.stride == 1 || layer.dilation == 1),
+                  "aar_native: a layer that has no backward pass");
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == layer.in, "aar_native: x is not [B, T, in]");
+  STD_TORCH_CHECK(dy.numel() == x.size(0) * layer.length(x.size(1)) * layer.out, "aar_native: dy of another size");
+  Tensor dx = make(x, needs_x ? Ints{x.size(0), x.size(1), x.size(2)} : Ints{0}), gradient = make(x, {weights.numel()});
+  aar::seanet_kernels().backward(layer, floats(x), floats(dy), x.size(0), x.size(1), needs_x ? floats(dx) : nullptr,
+                                 floats(gradient), pool());
+  return {dx, gradient};
+}
+
 // x[B][T][units], weights[...], state[layers][2][B][units] or none -> the size of x, and of state
 std::tuple<Tensor, Tensor> seanet_lstm(Tensor x, Tensor weights, int64_t count, bool skip, MaybeTensor state) {
   STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) > 0 && count > 0, "aar_native: x is not [B, T, units]");
@@ -119,6 +134,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
   m.def(
       "seanet_stack_chunk(Tensor x, Tensor weights, int[] layers, Tensor(a!) state, int position, bool last, "
       "int block) -> Tensor");
+  m.def("seanet_backward(Tensor x, Tensor weights, int[] layers, Tensor dy, bool needs_x) -> (Tensor, Tensor)");
   m.def("seanet_lstm(Tensor x, Tensor weights, int layers, bool skip, Tensor? state) -> (Tensor, Tensor)");
   m.def("seanet_norm_(Tensor(a!) x, Tensor scale, Tensor shift, float eps, Tensor? add) -> ()");
 }
@@ -126,6 +142,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(aar_native, m) {
 STABLE_TORCH_LIBRARY_IMPL(aar_native, CPU, m) {
   m.impl("seanet_stack", TORCH_BOX(&seanet_stack));
   m.impl("seanet_stack_chunk", TORCH_BOX(&seanet_stack_chunk));
+  m.impl("seanet_backward", TORCH_BOX(&seanet_backward));
   m.impl("seanet_lstm", TORCH_BOX(&seanet_lstm));
   m.impl("seanet_norm_", TORCH_BOX(&seanet_norm_));
 }

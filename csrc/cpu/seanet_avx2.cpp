@@ -1,4 +1,4 @@
 #define AAR_ISA isa_avx2
-#include "seanet_kernels.h"
+#include "seanet_backward.h"
 
 AAR_DEFINE_SEANET(avx2)

@@ -289,8 +289,3 @@ inline void seanet_stack(const SeanetLayer* layers, int64_t count, Element weigh
 
 }  // namespace AAR_ISA
 }  // namespace aar
-
-// Where a level's file instantiates the table of kernels.
-#define AAR_DEFINE_SEANET(LEVEL) \
-  const aar::SeanetKernels aar::seanet_kernels_##LEVEL = {AAR_ISA::seanet_stack, AAR_ISA::lstm, \
-                                                           AAR_ISA::time_norm};

@@ -84,6 +84,11 @@ struct SeanetKernels {
   // is causal, and begins, and but for the last chunk ends, with whole strides.
   void (*stack)(const SeanetLayer* layers, int64_t count, Element weights, const float* x, int64_t batch,
                 int64_t length, int64_t block, float* out, const SeanetChunk&, const ThreadPool&);
+  // From x[batch][length][in] of one layer, which pads and has fp32 weights, and dy of the size of its output: dx of the
+  // size of x, unless it is null, and the gradient of the weights, as they are packed; that of what fills up panels is
+  // of no use.
+  void (*backward)(const SeanetLayer& layer, const float* x, const float* dy, int64_t batch, int64_t length, float* dx,
+                   float* gradient, const ThreadPool&);
   // x[batch][length][units] -> out the same, x + LSTM(x) where `skip`. before and after[count][h, c][batch][units] are
   // the states around the steps; null before the first means zeros.
   void (*lstm)(const LstmLayer* layers, int64_t count, Element weights, const float* x, int64_t batch, int64_t length,
