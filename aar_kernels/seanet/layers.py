@@ -244,7 +244,8 @@ def describe_all(layers: Sequence[Layer]) -> list[tuple[Fields, Tensor]]:
         fields, products = _describe(layer)
         if described and described[-1][0].outputs != fields.inputs:
             raise ValueError(f"a layer of {fields.inputs} channels follows one of {described[-1][0].outputs}")
-        described.append((fields, torch.cat([_panels(*product).flatten() for product in products])))
+        parts = [_panels(*product).flatten() for product in products]
+        described.append((fields, torch.cat(parts) if len(parts) > 1 else parts[0]))
     return described
 
 
@@ -300,8 +301,9 @@ def _gates(weight: Tensor, bias: Tensor) -> Tensor:
 
 def _panels(matrix: Tensor, bias: Tensor) -> Tensor:
     """``[K, N]`` and ``[N]`` -> ``[ceil(N / PANEL), K + 1, PANEL]``."""
-    rows = F.pad(torch.cat([matrix, bias[None]]), (0, -matrix.shape[1] % PANEL))
-    return rows.view(rows.shape[0], -1, PANEL).transpose(0, 1)
+    if missing := -matrix.shape[1] % PANEL:  # padding by nothing would copy
+        matrix, bias = F.pad(matrix, (0, missing)), F.pad(bias, (0, missing))
+    return torch.cat([matrix.unflatten(1, (-1, PANEL)).transpose(0, 1), bias.view(-1, 1, PANEL)], 1)
 
 
 def _describe(layer: Layer) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:

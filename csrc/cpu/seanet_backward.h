@@ -1,6 +1,6 @@
-// The way back through one layer of a stack, item by item. Of the way there nothing is kept but the layer's input.
+// The way back through one layer of a stack, block by block. Of the way there nothing is kept but the layer's input.
 //
-// The input, padded, lies in rows of `width` floats (a stride of a convolution's steps), and step r of the product reads
+// The input, padded, is rows of `width` floats (as many steps as a convolution's stride), and step r of the product reads
 // rows r, r + dilation, ..., one for each tap. So the gradient of the input is again a product over rows that overlap,
 // those of the output's gradient, by the weights of the taps in reverse order, each transposed; and the weights' is a
 // product of the input, transposed once for all taps, with the output's gradient.
@@ -11,8 +11,8 @@ namespace aar {
 namespace AAR_ISA {
 
 constexpr int64_t kGradientWidth = 96;  // of the input at once, whose weights' gradient then stays in the caches
-constexpr int64_t kGradientSteps = 1024;  // of a signal that are worth a share of a small gradient
-constexpr int64_t kGradientShares = 8, kSmallGradient = 1 << 14;
+constexpr int64_t kSmallGradient = 1 << 14;  // up to which a gradient is summed up in shares, one for a thread at least
+constexpr int64_t kGradientShares = 8;
 
 struct Window {
   int64_t left, right, width, taps, dilation, steps;
@@ -28,30 +28,36 @@ inline Window window(const SeanetLayer& layer, int64_t length) {
   return {of.left, of.right + filled, of.stride * layer.in, taps, layer.dilation, layer.length(length)};
 }
 
-// out[columns][rows] = in[rows][columns].
+inline int64_t whole_vectors(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// out[columns][rows] = in[rows][columns]; rows of the result are filled up to whole vectors by zeros.
 inline void transpose(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out, int64_t out_row) {
-  const int64_t whole_rows = rows / kLanes * kLanes, whole_columns = columns / kLanes * kLanes;
-  for (int64_t r = 0; r < whole_rows; r += kLanes)
-    for (int64_t c = 0; c < whole_columns; c += kLanes) {
+  const int64_t whole = columns / kLanes * kLanes;
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const float* from[kLanes];
+    for (int i = 0; i < kLanes; i++) from[i] = in + std::min(r + i, rows - 1) * in_row;
+    const int64_t count = std::min<int64_t>(kLanes, rows - r);
+    for (int64_t c = 0; c < whole; c += kLanes) {
       Floats block[kLanes];
-      for (int i = 0; i < kLanes; i++) block[i] = load(in + (r + i) * in_row + c);
+      for (int i = 0; i < kLanes; i++) block[i] = i < count ? load(from[i] + c) : splat(0.0f);
       transpose(block);
       for (int i = 0; i < kLanes; i++) store(out + (c + i) * out_row + r, block[i]);
     }
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; c++) out[c * out_row + r] = in[r * in_row + c];
+    for (int64_t c = whole; c < columns; c++)
+      for (int i = 0; i < kLanes; i++) out[c * out_row + r + i] = i < count ? from[i][c] : 0.0f;
+  }
 }
 
-// The product that takes gradients back through b, whose taps read `width` floats each.
+// The product that takes gradients back through b.
 class Adjoint {
  public:
-  Adjoint(const Product<float>& b, int64_t taps, int64_t width, int64_t dilation, const ThreadPool& pool)
-      : product_{nullptr, taps * b.N, width}, data_(product_.panels() * product_.panel()) {
+  Adjoint(const Product<float>& b, const Window& of, const ThreadPool& pool)
+      : product_{nullptr, of.taps * b.N, of.width}, data_(product_.panels() * product_.panel()) {
     product_.data = data_;
-    const bool pairs = taps > 1 && dilation == 1 && width % kColumns == 0;
-    if (pairs && std::min(b.N, width) >= kSeanetPairedWidth) product_.tap = b.N;
+    const bool pairs = of.taps > 1 && of.dilation == 1 && of.width % kColumns == 0;
+    if (pairs && std::min(b.N, of.width) >= kSeanetPairedWidth) product_.tap = b.N;
     parallel(pool, product_.panels(), [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; p++) pack(b, taps, width, p);
+      for (int64_t p = begin; p < end; p++) pack(b, of.taps, of.width, p);
     });
   }
   const Product<float>& product() const { return product_; }
@@ -73,194 +79,236 @@ class Adjoint {
   Buffer<float> data_;
 };
 
-// gradient[panels][K + 1][16] += the input, transposed, times dy[steps][N]; its last row the sums of dy.
-inline void add_weights_gradient(int64_t steps, const float* x, const Window& of, const float* dy, int64_t K, int64_t N,
-                                 int64_t p0, int64_t p1, int64_t w0, int64_t w1, float* gradient) {
-  const int64_t room = std::min(steps, kSlidingDepth);
-  Buffer<float> across((w1 - w0) * (room + of.halo())), panel(room * kColumns);
-  for (int64_t r = 0, depth; r < steps; r += depth) {
-    depth = std::min(kSlidingDepth, steps - r);
-    const int64_t row = depth + of.halo();
-    transpose(x + r * of.width + w0, of.width, row, w1 - w0, across, row);
-    for (int64_t p = p0; p < p1; p++) {
-      const int64_t columns = std::min(kColumns, N - p * kColumns);
-      float* to = gradient + p * (K + 1) * kColumns;
-      float sums[kColumns] = {};
-      for (int64_t t = 0; t < depth; t++) {
-        const float* from = dy + (r + t) * N + p * kColumns;
-        for (int64_t i = 0; i < kColumns; i++) panel[t * kColumns + i] = i < columns ? from[i] : 0.0f;
-        for (int64_t i = 0; i < kColumns; i++) sums[i] += panel[t * kColumns + i];
+// The gradient of a product's weights, gradient[panels][K + 1][16], from chunks of steps. Which numbers are added up in
+// which order depends neither on the blocks in which chunks arrive nor on the number of threads.
+class WeightsGradient {
+ public:
+  WeightsGradient(int64_t K, int64_t N, const Window& of, float* gradient, const ThreadPool& pool)
+      : K_(K), N_(N), panels_((N + kColumns - 1) / kColumns), size_(panels_ * (K + 1) * kColumns), of_(of),
+        shares_(size_ > kSmallGradient ? 1 : kGradientShares), pool_(pool), gradient_(gradient),
+        others_((shares_ - 1) * size_) {
+    std::fill(gradient_, gradient_ + size_, 0.0f);
+    std::fill(others_ + 0, others_ + (shares_ - 1) * size_, 0.0f);
+  }
+
+  // x[steps + halo][width] and dy[steps][N]. Unless it is an item's last, `steps` is whole chunks.
+  void add(int64_t steps, const float* x, const float* dy) {
+    const int64_t blocks = (of_.width + kGradientWidth - 1) / kGradientWidth;
+    const int64_t groups = shares_ > 1 || blocks >= pool_.threads ? 1 : std::min<int64_t>(pool_.threads, panels_);
+    parallel(pool_, shares_ * blocks * groups, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; task++) {
+        const int64_t share = task / blocks / groups, block = task / groups % blocks, group = task % groups;
+        const Part part{panels_ * group / groups, panels_ * (group + 1) / groups, of_.width * block / blocks,
+                        of_.width * (block + 1) / blocks};
+        float* to = share == 0 ? gradient_ : others_ + (share - 1) * size_;
+        Buffer<float> across((part.w1 - part.w0) * whole_vectors(kSlidingDepth + of_.halo())), panel(kSlidingDepth * kColumns);
+        for (int64_t r = 0, chunk = chunks_; r < steps; r += kSlidingDepth, chunk++)
+          if (chunk % shares_ == share)
+            add_chunk(std::min(kSlidingDepth, steps - r), x + r * of_.width, dy + r * N_, part, across, panel, to);
       }
-      for (int64_t i = 0; w0 == 0 && i < kColumns; i++) to[K * kColumns + i] += sums[i];
+    });
+    chunks_ += (steps + kSlidingDepth - 1) / kSlidingDepth;
+  }
+
+  void finish() {
+    for (int64_t share = 1; share < shares_; share++)
+      for (int64_t i = 0; i < size_; i++) gradient_[i] += others_[(share - 1) * size_ + i];
+  }
+
+ private:
+  struct Part {
+    int64_t p0, p1, w0, w1;  // panels, and floats of a row of x
+  };
+
+  void add_chunk(int64_t depth, const float* x, const float* dy, const Part& part, float* across, float* panel,
+                 float* gradient) const {
+    const int64_t rows = depth + of_.halo(), row = whole_vectors(rows), width = part.w1 - part.w0;
+    transpose(x + part.w0, of_.width, rows, width, across, row);
+    for (int64_t p = part.p0; p < part.p1; p++) {
+      const int64_t columns = std::min(kColumns, N_ - p * kColumns);
+      float* to = gradient + p * (K_ + 1) * kColumns;
+      take_panel(depth, dy + p * kColumns, columns, panel);
+      if (part.w0 == 0) add_columns(depth, panel, to + K_ * kColumns);  // the bias
       const Weights<float> weights{panel, 0, depth, 0, nullptr};
-      if (of.width == 1)  // taps take the place of channels
-        sliding_block(K, across, of.dilation, weights, kColumns, {to, kColumns, true, false});
+      if (of_.width == 1)  // taps take the place of channels
+        sliding_block(K_, across, of_.dilation, weights, columns, {to, kColumns, true, false});
       else
-        for (int64_t tap = 0, k = w0; tap < of.taps && k < K; tap++, k += of.width)
-          sliding_block(std::min(w1 - w0, K - k), across + tap * of.dilation, row, weights, kColumns,
+        for (int64_t tap = 0, k = part.w0; tap < of_.taps && k < K_; tap++, k += of_.width)
+          sliding_block(std::min(width, K_ - k), across + tap * of_.dilation, row, weights, columns,
                         {to + k * kColumns, kColumns, true, false});
     }
   }
-}
 
-// The same by all threads. Sums do not depend on how many there are: a small gradient is always taken in shares.
-inline void weights_gradient(const float* x, const Window& of, const float* dy, int64_t K, int64_t N, float* gradient,
-                             const ThreadPool& pool) {
-  const int64_t panels = (N + kColumns - 1) / kColumns, size = panels * (K + 1) * kColumns;
-  const int64_t shares =
-      size > kSmallGradient ? 1 : std::clamp(of.steps / kGradientSteps, int64_t(1), kGradientShares);
-  const int64_t blocks = (of.width + kGradientWidth - 1) / kGradientWidth;
-  const int64_t groups = shares > 1 || blocks >= pool.threads ? 1 : std::min<int64_t>(pool.threads, panels);
-  Buffer<float> others((shares - 1) * size);
-  if (shares > 1) std::fill(others + 0, others + (shares - 1) * size, 0.0f);
-  parallel(pool, shares * blocks * groups, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; task++) {
-      const int64_t share = task / blocks / groups, block = task / groups % blocks, group = task % groups;
-      const int64_t r0 = of.steps * share / shares, r1 = of.steps * (share + 1) / shares;
-      add_weights_gradient(r1 - r0, x + r0 * of.width, of, dy + r0 * N, K, N, panels * group / groups,
-                           panels * (group + 1) / groups, of.width * block / blocks, of.width * (block + 1) / blocks,
-                           share == 0 ? gradient : others + (share - 1) * size);
+  void take_panel(int64_t depth, const float* dy, int64_t columns, float* panel) const {
+    if (columns < kColumns) std::fill(panel, panel + depth * kColumns, 0.0f);
+    for (int64_t t = 0; t < depth; t++)
+      if (columns == kColumns)  // a constant: a copy of two vectors
+        std::copy(dy + t * N_, dy + t * N_ + kColumns, panel + t * kColumns);
+      else
+        std::copy(dy + t * N_, dy + t * N_ + columns, panel + t * kColumns);
+  }
+
+  static void add_columns(int64_t depth, const float* panel, float* out) {
+    for (int64_t i = 0; i < kColumns; i += kLanes) {
+      Floats sum = splat(0.0f);
+      for (int64_t t = 0; t < depth; t++) sum += load(panel + t * kColumns + i);
+      store(out + i, load(out + i) + sum);
     }
-  });
-  for (int64_t share = 1; share < shares; share++)
-    for (int64_t i = 0; i < size; i++) gradient[i] += others[(share - 1) * size + i];
-}
+  }
 
-inline void copy_rows(int64_t rows, const float* in, int64_t in_row, int64_t n, float* out, int64_t out_row) {
-  for (int64_t r = 0; r < rows; r++) std::copy(in + r * in_row, in + r * in_row + n, out + r * out_row);
+  int64_t K_, N_, panels_, size_;
+  Window of_;
+  int64_t shares_, chunks_ = 0;
+  const ThreadPool& pool_;
+  float* gradient_;
+  Buffer<float> others_;
+};
+
+// d ELU(x) / dx is 1 where x is positive, else e^x, which is ELU(x) + 1.
+inline void multiply_by_slope(const float* from, const float* activated, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i++) out[i] = from[i] * (activated[i] > 0.0f ? 1.0f : activated[i] + 1.0f);
 }
 
 class LayerBackward {
  public:
-  LayerBackward(const SeanetLayer& layer, int64_t length, bool needs_x, float* gradient, const ThreadPool& pool)
-      : layer_(layer),
-        length_(length),
-        of_(window(layer, length)),
+  LayerBackward(const SeanetLayer& layer, int64_t length, float* gradient, const ThreadPool& pool)
+      : layer_(layer), length_(length), of_(window(layer, length)), pool_(pool),
+        residual_(layer.kind == SeanetKind::residual), elu_(layer.elu || residual_), reflect_(geometry(layer).reflect),
         first_{static_cast<const float*>(layer.first), layer.first_K(), layer.first_N(), layer.tap()},
-        second_{static_cast<const float*>(layer.second), layer.second_K(), layer.out},
-        back_(first_, of_.taps, of_.width, of_.dilation, pool),
-        gradient_(gradient),
-        pool_(pool),
-        padded_(of_.rows() * of_.width),
-        dy_((of_.rows() + of_.halo()) * first_.N),
-        dx_(needs_x ? of_.rows() * of_.width : 0),
-        both_(is_residual() ? of_.steps * second_.K : 0),
-        dboth_(is_residual() ? of_.steps * second_.K : 0) {
-    std::fill(dy_ + 0, dy_ + (of_.rows() + of_.halo()) * first_.N, 0.0f);
-    if (is_residual()) second_back_ = std::make_unique<Adjoint>(second_, 1, second_.K, 1, pool);
+        second_{static_cast<const float*>(layer.second), residual_ ? layer.second_K() : 0, residual_ ? layer.out : 0},
+        back_(first_, of_, pool), second_back_(second_, {0, 0, second_.K, 1, 1, 0}, pool),
+        first_gradient_(first_.K, first_.N, of_, gradient, pool),
+        second_gradient_(second_.K, second_.N, {0, 0, second_.K, 1, 1, 0}, gradient + layer.first_size(), pool),
+        // Whole chunks, and so many that what mirrors a step of padding is in the padding's block.
+        block_(kSlidingDepth * std::max(kBlockSteps / kSlidingDepth * pool.threads,
+                                        (of_.left + of_.right) * layer.in / of_.width / kSlidingDepth + 1)),
+        room_(std::min(of_.rows(), 2 * block_) + of_.halo()),
+        padded_((room_ + of_.halo()) * of_.width), dy_(room_ * first_.N), dx_(room_ * of_.width),
+        both_(room_ * second_.K), dboth_(room_ * second_.K) {}
+
+  // One item. dx is null if nobody wants it.
+  void run(const float* x, const float* dy, float* dx) {
+    for (int64_t begin = 0, end; begin < of_.rows(); begin = end) {
+      end = of_.rows() - begin < 2 * block_ ? of_.rows() : begin + block_;
+      block(begin, end, x, dy, dx);
+    }
   }
 
-  // Of one item. dx is null if nobody wants it.
-  void run(const float* x, const float* dy, float* dx) {
-    pad(x);
-    float* centre = dy_ + of_.halo() * first_.N;
-    if (is_residual())
-      second_product(x, dy, centre);
-    else if (layer_.kind == SeanetKind::transposed)
-      std::copy(dy, dy + length_ * first_.N, centre + trim(layer_) * layer_.out);
-    else
-      std::copy(dy, dy + of_.steps * first_.N, centre);
-    weights_gradient(padded_, of_, centre, first_.K, first_.N, gradient_, pool_);
-    if (dx == nullptr) return;
-    const int64_t N = first_.N, run = of_.dilation > 1 ? N : of_.taps * N;
-    sliding_product(of_.rows(), {dy_, N, run, of_.dilation * N}, back_.product(), {dx_, of_.width, false, false}, pool_);
-    fold();
-    const int64_t in = layer_.in, hidden = layer_.hidden;
-    const float *from = dx_ + of_.left * in, *activated = padded_ + of_.left * in;
-    for_steps([&](int64_t t0, int64_t t1) {
-      if (activates())
-        multiply_by_slope(from + t0 * in, activated + t0 * in, (t1 - t0) * in, dx + t0 * in);
-      else
-        std::copy(from + t0 * in, from + t1 * in, dx + t0 * in);
-      if (is_residual())
-        for (int64_t t = t0; t < t1; t++) {
-          const float* also = layer_.shortcut ? dboth_ + t * second_.K + hidden : dy + t * in;
-          for (int64_t i = 0; i < in; i++) dx[t * in + i] += also[i];
-        }
-    });
+  void finish() {
+    first_gradient_.finish();
+    if (residual_) second_gradient_.finish();
   }
 
  private:
-  bool is_residual() const { return layer_.kind == SeanetKind::residual; }
-  bool activates() const { return layer_.elu || is_residual(); }
-
-  template <class F>
-  void for_steps(const F& f) const {
-    const int64_t blocks = (length_ + kBlockSteps - 1) / kBlockSteps;
-    parallel(pool_, blocks, [&](int64_t begin, int64_t end) {
-      f(length_ * begin / blocks, length_ * end / blocks);
+  // Rows [begin, end) of the padded input, and what the same steps of the product add to the gradient of its weights.
+  void block(int64_t begin, int64_t end, const float* x, const float* dy, float* dx) {
+    const int64_t halo = of_.halo(), N = first_.N, first = std::max<int64_t>(0, residual_ ? begin - halo : begin);
+    const int64_t in = layer_.in, per_row = of_.width / in, steps = std::min(end, of_.steps) - begin;
+    pad(x, first * per_row, std::min(of_.rows(), end + halo) * per_row);
+    const float* input = padded_ + (begin - first) * of_.width;
+    // Of steps [begin - halo, end).
+    const float* behind = residual_ ? hidden_gradient(first, begin, end, x, dy) : gradient_rows(begin - halo, end, dy);
+    if (steps > 0) first_gradient_.add(steps, input, behind + halo * N);
+    if (dx == nullptr) return;
+    const int64_t run = of_.dilation > 1 ? N : of_.taps * N;
+    sliding_product(end - begin, {behind, N, run, of_.dilation * N}, back_.product(), {dx_, of_.width, false, false},
+                    pool_);
+    const int64_t p0 = begin * per_row, t0 = std::max(p0, of_.left) - of_.left;
+    const int64_t t1 = std::min(end * per_row - of_.left, length_);
+    for_mirrored(p0, end * per_row, [&](int64_t p, int64_t source) {
+      for (int64_t i = 0; i < in; i++) dx_[(source - p0) * in + i] += dx_[(p - p0) * in + i];
     });
-  }
-
-  // d ELU(x) / dx is 1 where x is positive, else e^x, which is ELU(x) + 1.
-  static void multiply_by_slope(const float* from, const float* activated, int64_t n, float* out) {
-    for (int64_t i = 0; i < n; i++) out[i] = from[i] * (activated[i] > 0.0f ? 1.0f : activated[i] + 1.0f);
-  }
-
-  // For each step of padding that mirrors another of the signal: f(step of padding, step of the signal).
-  template <class F>
-  void for_mirrored(const F& f) const {
-    if (!geometry(layer_).reflect) return;
-    const int64_t mirror = std::max(length_ - 1, std::max(of_.left, of_.right));
-    for (int64_t t = 1; t <= std::min(of_.left, length_ - 1); t++) f(of_.left - t, of_.left + t);
-    for (int64_t t = length_; t < length_ + of_.right; t++)
-      if (2 * mirror - t >= 0 && 2 * mirror - t < length_) f(of_.left + t, of_.left + 2 * mirror - t);
-  }
-
-  void pad(const float* x) {
-    const int64_t in = layer_.in, end = of_.rows() * of_.width;
-    std::fill(padded_ + 0, padded_ + of_.left * in, 0.0f);
-    std::fill(padded_ + (of_.left + length_) * in, padded_ + end, 0.0f);
-    for_steps([&](int64_t t0, int64_t t1) {
-      float* to = padded_ + (of_.left + t0) * in;
-      if (activates())
-        elu(x + t0 * in, (t1 - t0) * in, to);
+    parallel(pool_, std::max<int64_t>(0, t1 - t0), [&](int64_t from, int64_t until) {
+      const int64_t t = t0 + from, count = (until - from) * in, at = (of_.left + t - p0) * in;
+      if (elu_)
+        multiply_by_slope(dx_ + at, input + at, count, dx + t * in);
       else
-        std::copy(x + t0 * in, x + t1 * in, to);
-    });
-    for_mirrored([&](int64_t p, int64_t source) { copy_rows(1, padded_ + source * in, 0, in, padded_ + p * in, 0); });
-  }
-  void fold() {
-    const int64_t in = layer_.in;
-    for_mirrored([&](int64_t p, int64_t source) {
-      for (int64_t i = 0; i < in; i++) dx_[source * in + i] += dx_[p * in + i];
+        std::copy(dx_ + at, dx_ + at + count, dx + t * in);
+      if (!residual_) return;
+      const int64_t row = layer_.shortcut ? second_.K : in;
+      const float* also = layer_.shortcut ? dboth_ + (t - first) * row + layer_.hidden : dy + t * row;
+      for (int64_t r = t; r < t0 + until; r++, also += row)
+        for (int64_t i = 0; i < in; i++) dx[r * in + i] += also[i];
     });
   }
 
-  // Of a residual block: back to what the first convolution gave, which is computed again.
-  void second_product(const float* x, const float* dy, float* dhidden) {
-    const int64_t in = layer_.in, hidden = layer_.hidden, K = second_.K, out = layer_.out;
+  // f(step of padding, the step that it mirrors), counted with padding, for those in [p0, p1).
+  template <class F>
+  void for_mirrored(int64_t p0, int64_t p1, const F& f) const {
+    if (!reflect_) return;
+    const int64_t end = of_.left + length_, mirror = of_.left + std::max({length_ - 1, of_.left, of_.right});
+    for (int64_t p = p0; p < std::min(p1, of_.left); p++)
+      if (2 * of_.left - p < end) f(p, 2 * of_.left - p);
+    for (int64_t p = std::max(p0, end); p < std::min(p1, end + of_.right); p++)
+      if (2 * mirror - p >= of_.left && 2 * mirror - p < end) f(p, 2 * mirror - p);
+  }
+
+  // Steps [p0, p1) of the padded input, after ELU.
+  void pad(const float* x, int64_t p0, int64_t p1) {
+    const int64_t in = layer_.in, begin = std::clamp(of_.left, p0, p1), end = std::clamp(of_.left + length_, p0, p1);
+    std::fill(padded_ + 0, padded_ + (begin - p0) * in, 0.0f);
+    std::fill(padded_ + (end - p0) * in, padded_ + (p1 - p0) * in, 0.0f);
+    const auto take = [&](int64_t p, int64_t source, int64_t count) {
+      const float* from = x + (source - of_.left) * in;
+      if (elu_)
+        elu(from, count * in, padded_ + (p - p0) * in);
+      else
+        std::copy(from, from + count * in, padded_ + (p - p0) * in);
+    };
+    parallel(pool_, end - begin, [&](int64_t from, int64_t until) { take(begin + from, begin + from, until - from); });
+    for_mirrored(p0, p1, [&](int64_t p, int64_t source) { take(p, source, 1); });
+  }
+
+  // Rows [begin, end) of the product's gradient, zeros where there is none.
+  const float* gradient_rows(int64_t begin, int64_t end, const float* dy) {
+    const int64_t N = first_.N, before = trim(layer_) * layer_.out, total = layer_.length(length_) * layer_.out;
+    const int64_t from = begin * N - before, until = end * N - before;
+    if (from >= 0 && until <= total) return dy + from;
+    const int64_t first = std::clamp<int64_t>(0, from, until), last = std::clamp(total, from, until);
+    std::fill(dy_ + 0, dy_ + (until - from), 0.0f);
+    std::copy(dy + first, dy + last, dy_ + (first - from));
+    return dy_;
+  }
+
+  // Of a residual block, whose padded input is there from row `first` on: back to what the first convolution gave, which
+  // is computed again, for steps [begin - halo, end).
+  const float* hidden_gradient(int64_t first, int64_t begin, int64_t end, const float* x, const float* dy) {
+    const int64_t in = layer_.in, hidden = layer_.hidden, K = second_.K, out = layer_.out, halo = of_.halo();
+    const int64_t last = std::min(end, of_.steps), count = std::max<int64_t>(0, last - first);
     const int64_t run = of_.dilation > 1 ? in : first_.K;
-    sliding_product(of_.steps, {padded_, in, run, of_.dilation * in}, first_, {both_, K, false, true}, pool_);
-    if (layer_.shortcut) copy_rows(of_.steps, x, in, in, both_ + hidden, K);
-    float* gradient = gradient_ + layer_.first_size();
-    weights_gradient(both_, {0, 0, K, 1, 1, of_.steps}, dy, K, out, gradient, pool_);
-    sliding_product(of_.steps, {dy, out, out, 0}, second_back_->product(), {dboth_, K, false, false}, pool_);
-    for_steps([&](int64_t t0, int64_t t1) {
-      for (int64_t t = t0; t < t1; t++)
-        multiply_by_slope(dboth_ + t * K, both_ + t * K, hidden, dhidden + t * hidden);
+    sliding_product(count, {padded_, in, run, of_.dilation * in}, first_, {both_, K, false, true}, pool_);
+    for (int64_t t = 0; layer_.shortcut && t < count; t++)
+      std::copy(x + (first + t) * in, x + (first + t + 1) * in, both_ + t * K + hidden);
+    if (last > begin) second_gradient_.add(last - begin, both_ + (begin - first) * K, dy + begin * out);
+    sliding_product(count, {dy + first * out, out, out, 0}, second_back_.product(), {dboth_, K, false, false}, pool_);
+    std::fill(dy_ + 0, dy_ + (end - begin + halo) * hidden, 0.0f);
+    parallel(pool_, count, [&](int64_t from, int64_t until) {
+      for (int64_t t = from; t < until; t++)
+        multiply_by_slope(dboth_ + t * K, both_ + t * K, hidden, dy_ + (first + t - begin + halo) * hidden);
     });
+    return dy_;
   }
 
   const SeanetLayer& layer_;
   int64_t length_;
   Window of_;
-  Product<float> first_, second_;
-  Adjoint back_;
-  std::unique_ptr<Adjoint> second_back_;
-  float* gradient_;
   const ThreadPool& pool_;
+  bool residual_, elu_, reflect_;
+  Product<float> first_, second_;
+  Adjoint back_, second_back_;
+  WeightsGradient first_gradient_, second_gradient_;
+  int64_t block_, room_;
   Buffer<float> padded_, dy_, dx_, both_, dboth_;
 };
 
 // Items one after the other, each by all threads: then sums over items have one order.
 inline void seanet_backward(const SeanetLayer& layer, const float* x, const float* dy, int64_t batch, int64_t length,
                             float* dx, float* gradient, const ThreadPool& pool) {
-  std::fill(gradient, gradient + layer.first_size() + layer.second_size(), 0.0f);
-  LayerBackward backward(layer, length, dx != nullptr, gradient, pool);
+  LayerBackward backward(layer, length, gradient, pool);
   const int64_t x_item = length * layer.in, dy_item = layer.length(length) * layer.out;
   for (int64_t item = 0; item < batch; item++)
     backward.run(x + item * x_item, dy + item * dy_item, dx == nullptr ? nullptr : dx + item * x_item);
+  backward.finish();
 }
 
 }  // namespace AAR_ISA

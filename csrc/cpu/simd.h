@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #if defined(AAR_HAVE_X86)
 #include <immintrin.h>
 #endif
@@ -116,17 +117,25 @@ inline float tree_sum(Floats v) {
   }
 }
 
-// rows[i][j] becomes rows[j][i]: log2(kLanes) rounds, each of which shuffles two halves of the rows into each other.
+// Lanes of a and b, of which those that HIGH asks for change places. Indices are constants, or else GCC computes them.
+template <int BIT, bool HIGH, int... LANE>
+inline Floats exchange(Floats a, Floats b, std::integer_sequence<int, LANE...>) {
+  return shuffle(a, b, Ints{((LANE & BIT) != 0 ? kLanes + LANE - (HIGH ? 0 : BIT) : LANE + (HIGH ? BIT : 0))...});
+}
+
+// rows[i][j] becomes rows[j][i]: in log2(kLanes) rounds, each of which exchanges one bit of i and j.
+template <int BIT = 1>
 inline void transpose(Floats (&rows)[kLanes]) {
-  Ints low, high;
-  for (int i = 0; i < kLanes; i++) low[i] = i / 2 + (i % 2) * kLanes, high[i] = low[i] + kLanes / 2;
-  for (int width = 1; width < kLanes; width *= 2) {
-    Floats next[kLanes];
-    for (int i = 0; i < kLanes / 2; i++) {
-      next[2 * i] = shuffle(rows[i], rows[i + kLanes / 2], low);
-      next[2 * i + 1] = shuffle(rows[i], rows[i + kLanes / 2], high);
+  if constexpr (BIT < kLanes) {
+    constexpr std::make_integer_sequence<int, kLanes> lanes;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i++) {
+      if ((i & BIT) != 0) continue;
+      const Floats a = rows[i], b = rows[i + BIT];
+      rows[i] = exchange<BIT, false>(a, b, lanes);
+      rows[i + BIT] = exchange<BIT, true>(a, b, lanes);
     }
-    for (int i = 0; i < kLanes; i++) rows[i] = next[i];
+    transpose<BIT * 2>(rows);
   }
 }
 
