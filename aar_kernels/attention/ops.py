@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import dispatch
 
@@ -71,6 +72,7 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(q, k, v, head_log_scale, out, lse)
 
 
+@once_differentiable
 def _backward(ctx, grad, _):
     q, k, v, head_log_scale, out, lse = ctx.saved_tensors
     arguments = (grad, q, k, v, head_log_scale, out, lse, ctx.lengths, ctx.softmax_scale, ctx.backend)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import dispatch
 
@@ -71,6 +72,7 @@ def _setup_context(ctx, inputs, output):
     ctx.shift_dtype, ctx.modulated_dtype = shift.dtype, output[1].dtype
 
 
+@once_differentiable
 def _backward(ctx, grad_x, grad_modulated, _):
     x, y, gate, scale, statistics = ctx.saved_tensors
     if grad_modulated is None:

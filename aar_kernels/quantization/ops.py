@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import dispatch
 
@@ -133,6 +134,7 @@ def _setup_context(ctx, inputs, output):
     ctx.scales, ctx.multiplicity = len(lengths), len(lengths) if per_scale else 1
 
 
+@once_differentiable
 def _backward(ctx, grad_quantized, _codes, grad_loss, *_):
     residual_sum, weight_grad, bias_grad, mask = ctx.saved_tensors
     grad_x = None

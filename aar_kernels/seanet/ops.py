@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import dispatch
 from .layers import split_fields
@@ -102,6 +103,7 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(x, weights)
 
 
+@once_differentiable
 def _backward(ctx, grad):
     x, weights = ctx.saved_tensors
     arguments = (ctx.layer, grad, ctx.needs_input_grad[0], ctx.backend)

@@ -87,6 +87,7 @@ Tensor seanet_stack_chunk(Tensor x, Tensor weights, Ints fields, Tensor state, i
 
 // x[B][T][in], weights[...], dy[B][T'][out] -> the size of x, or nothing, and of weights
 std::tuple<Tensor, Tensor> seanet_backward(Tensor x, Tensor weights, Ints fields, Tensor dy, bool needs_x) {
+  floats(weights);  // of no other dtype, unlike those of a stack
   const auto layers = layers_of(fields, weights);
   const aar::SeanetLayer& layer = layers[0];
   STD_TORCH_CHECK(layers.size() == 1 && layer.padding != aar::SeanetPadding::none &&

@@ -18,6 +18,7 @@ from seanet_cases import (
     make_wide_layers,
 )
 from stream_cases import check_streams
+from training_cases import check_gradients
 
 from aar_kernels import dispatch
 
@@ -35,6 +36,9 @@ for seed in range(3):
     check_bf16(make_wide_layers(seed), make_input(seed, 64, 51), "native")
 for seed in range(6):
     check_streams(seed, "native")
+for seed in range(12):
+    check_gradients(seed, "native")
+check_gradients(2, "native", 900)
 for channels in (1, 5, 16, 33):
     for batch in (1, 2, 7, 13):
         check_lstm(batch, channels, 2, torch.randn(batch, channels, 70), "native")
