@@ -1,5 +1,5 @@
-"""The convolution stacks and the LSTM of SEANet autoencoders (EnCodec, SAT and others), at inference; the convolutions also in
-training.
+"""The convolution stacks and the LSTM of SEANet autoencoders (EnCodec, SAT and others): `stack` and `lstm` for
+inference, and `convolve`, which is differentiable, for training.
 
 The trail of the operator: `layers` (layers as data, and how weights are stored), `reference` (the mathematics), `api`
 (public functions), `ops` (schemas), `native` and `triton` (backends), `module` (a whole encoder or decoder), `normed`

@@ -107,17 +107,24 @@ def test_compiled(native):
     chance = random.Random(0)
     layers = [make_conv(chance, 3, 8, stride=2, dilation=1, kernel=7), make_residual(chance, 8, 8)]
 
-    def run(x, layers):
-        return convolve(x, layers, backend=native).square().sum()
+    weights: list[torch.Tensor] = []
 
-    results = []
-    for function in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
-        leaves = []
-        trained = [mapped(layer, lambda w: leaves.append(w.clone().requires_grad_()) or leaves[-1]) for layer in layers]
-        loss = function(X, trained)
-        results.append([loss, *torch.autograd.grad(loss, leaves)])
-    for eager, compiled in zip(*results, strict=True):
-        torch.testing.assert_close(compiled, eager)
+    def leaf(weight):
+        weights.append(weight.clone().requires_grad_())
+        return weights[-1]
+
+    trained = [mapped(layer, leaf) for layer in layers]
+
+    def run(x):
+        return convolve(x, trained, backend=native).square().sum()
+
+    def gradients_of(function):
+        loss = function(X)
+        return [loss, *torch.autograd.grad(loss, weights)]
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for expected, found in zip(gradients_of(run), gradients_of(compiled), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_no_second_derivative(native):
