@@ -18,7 +18,7 @@ from seanet_cases import (
     make_wide_layers,
 )
 from stream_cases import check_streams
-from training_cases import check_gradients
+from gradient_cases import check_gradients
 
 from aar_kernels import dispatch
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import require
 from seanet_cases import make_conv, make_input, make_residual
-from training_cases import check_gradients, gradients, make_trained_layers, mapped
+from gradient_cases import check_gradients, gradients, make_trained_layers, mapped
 
 from aar_kernels import BackendError, use_backend
 from aar_kernels.seanet import Conv, ConvTranspose, Norm, Residual, convolve, pack, stack
