@@ -6,7 +6,7 @@ The trail of the operator: `layers` (layers as data, and how weights are stored)
 """
 
 from .api import lstm, norm_, stack
-from .layers import LSTM, Conv, ConvTranspose, Norm, PackedLSTM, PackedStack, Residual, pack, pack_lstm
+from .layers import LSTM, Conv, ConvTranspose, Norm, PackedLSTM, PackedStack, Residual, Tanh, pack, pack_lstm
 from .module import PackedSEANet
 from .streaming import Stream
 
@@ -20,6 +20,7 @@ __all__ = [
     "PackedStack",
     "Residual",
     "Stream",
+    "Tanh",
     "lstm",
     "norm_",
     "pack",

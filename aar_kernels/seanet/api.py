@@ -37,7 +37,7 @@ def stack(x: Tensor, packed: PackedStack, *, block: int = 0, backend: str | None
     length = x.shape[2]
     for fields in packed.fields:
         if (length := fields.length(length)) < 1:
-            raise ValueError(f"{x.shape[2]} steps are fewer than a layer without padding reads")
+            raise ValueError(f"{x.shape[2]} steps are fewer than a layer reads")
     name = dispatch.select("seanet_stack", x, packed.weights, backend=backend)
     return ops.stack(x.transpose(1, 2), packed.weights, packed.layers, block, name).transpose(1, 2)
 
