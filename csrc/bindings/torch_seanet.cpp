@@ -30,8 +30,8 @@ std::vector<aar::SeanetLayer> layers_of(const Ints& fields, const Tensor& weight
     const bool residual = layer.kind == aar::SeanetKind::residual;
     const int64_t taps = (layer.kernel - 1) * layer.dilation + 1;
     STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 2 && f[7] >= 0 && f[7] <= 3 && f[9] >= 0 && f[9] <= 2 && layer.in > 0 &&
-                        layer.out > 0 &&
-                        layer.kernel > 0 && layer.stride > 0 && layer.dilation > 0 && taps >= layer.stride &&
+                        layer.out > 0 && layer.kernel > 0 && layer.stride > 0 && layer.dilation > 0 &&
+                        taps >= layer.stride &&
                         (layers.empty() || layers.back().out == layer.in),
                     "aar_native: a layer that cannot be");
     STD_TORCH_CHECK(!residual || (layer.hidden > 0 && layer.stride == 1 && (layer.shortcut || layer.in == layer.out) &&

@@ -14,7 +14,13 @@ namespace AAR_ISA {
 
 constexpr int64_t kBlockSteps = 384;   // of a layer's output that the next layer finds in the second-level cache
 constexpr int64_t kResidualRows = 48;  // of a residual block, whose inner tensors then stay in the first-level cache
+constexpr int64_t kResidualWeights = 1 << 18;  // no second-level cache holds more of them: more rows share a pass
 constexpr int64_t kResidualSpans = 4;  // of its taps, at least: what they read around the rows is activated twice
+
+inline int64_t residual_rows(const SeanetLayer& layer) {
+  const int64_t least = layer.first_size() > kResidualWeights ? kSlidingRows : kResidualRows;
+  return std::max(least, kResidualSpans * (layer.span() - 1));
+}
 
 // Steps of a transposed convolution's product that come before the output's first.
 inline int64_t trim(const SeanetLayer& layer) {
@@ -255,11 +261,10 @@ class Stack {
     const SeanetLayer& layer = layers_[i];
     const bool snake = layer.activation == SeanetActivation::snake;
     const Geometry of = geometry(layer);
-    const int64_t rows_at_once = std::max(kResidualRows, kResidualSpans * (of.span - 1));
-    const int64_t blocks = (steps + rows_at_once - 1) / rows_at_once, in = layer.in, hidden = layer.hidden;
+    const int64_t most = residual_rows(layer), blocks = (steps + most - 1) / most, in = layer.in, hidden = layer.hidden;
     const int64_t width = layer.second_K(), centre_step = layer.padding == SeanetPadding::none ? of.span - 1 : of.left;
     parallel(pool_, blocks, [&](int64_t first, int64_t last) {
-      Buffer<float> activated((rows_at_once + of.span) * in), both(rows_at_once * width);
+      Buffer<float> activated((most + of.span) * in), both(most * width);
       for (int64_t b = first; b < last; b++) {
         const int64_t begin = steps * b / blocks, count = steps * (b + 1) / blocks - begin;
         const float *block = x + begin * in, *centre = block + centre_step * in;

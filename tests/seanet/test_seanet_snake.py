@@ -44,6 +44,13 @@ def test_residual_unit(backend, channels, dilation):
     assert_as_accurate(stack(x, pack([unit]), backend=backend), plain(x), plain(x.double()))
 
 
+@pytest.mark.parametrize("dilation", [1, 9])
+def test_a_wide_unit(fast, dilation):
+    """Of so many weights that more rows share them."""
+    torch.manual_seed(dilation)
+    check_stack([make_unit(200, dilation)], torch.randn(2, 200, 250), fast)
+
+
 @pytest.mark.parametrize("length", [9, 10, 11, 12, 13, 14, 100])
 @pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (6, 3), (10, 5), (5, 2), (8, 3), (3, 3)])
 def test_symmetric_padding(backend, kernel, stride, length):
