@@ -1,11 +1,12 @@
 """``python -m benchmarks.codec``: whole codecs, one second of audio per item: encode and decode, against plain PyTorch.
 
 SAT in the published sizes and in those of configs/small-sat.yaml, quantizer included, and the autoencoders of EnCodec
-(24 kHz, and 48 kHz in stereo) and of Mimi (without its transformers) as the package `transformers` builds them. Weights
-are random. First every variant is checked against eager PyTorch in float64. With ``--layers`` each layer is timed too,
-without its norm over time if it has one, against the machine's large matrix product: its GFLOP/s count what the direct
-convolution computes, so that a layer with fewer multiplications can be above 100 %. With ``--device cuda`` ours is the
-Triton backend, and it and eager PyTorch, which has the TF32 of its defaults, are timed as CUDA graphs too.
+(24 kHz, and 48 kHz in stereo), of Mimi (without its transformers) and of DAC (44 kHz) as the package `transformers`
+builds them. Weights are random. First every variant is checked against eager PyTorch in float64. With ``--layers``
+each layer is timed too, without its norm over time if it has one, against the machine's large matrix product: its
+GFLOP/s count what the direct convolution computes, so that a layer with fewer multiplications can be above 100 %. With
+``--device cuda`` ours is the Triton backend, and it and eager PyTorch, which has the TF32 of its defaults, are timed as
+CUDA graphs too.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from aar import SAT, SATConfig
+from aar.models.seanet import SEANet
 from aar_kernels import use_backend
 from aar_kernels.bench.measure import Variant, add_graphs, interleaved, peak_memory
 from aar_kernels.precision import without_tf32
-from aar_kernels.seanet import LSTM, PackedLSTM, PackedSEANet, lstm, pack, pack_lstm, stack
+from aar_kernels.seanet import LSTM, PackedLSTM, PackedSEANet, Tanh, lstm, pack, pack_lstm, stack
+from aar_kernels.seanet.dac import dac_layers
 from aar_kernels.seanet.encodec import encodec_layers
 from aar_kernels.seanet.normed import without_norms
 
@@ -36,6 +39,7 @@ TRANSFORMERS = {  # what the encoder and the decoder take of one second
     "encodec": ("EnCodec 24 kHz", (1, 24000), (128, 75)),
     "encodec48": ("EnCodec 48 kHz", (2, 48000), (128, 150)),
     "mimi": ("Mimi", (1, 24000), (512, 25)),
+    "dac": ("DAC 44 kHz", (1, 44032), (1024, 86)),  # 86 frames
 }
 CODECS = ("sat", "small", *TRANSFORMERS)
 ROUNDING = {"ONNX Runtime": 1e-5}  # beyond four times eager's error, relative; its group norm of 48,000 steps needs it
@@ -181,6 +185,13 @@ def autoencoder(codec: str) -> nn.ModuleDict:
     if codec == "mimi":
         model = transformers.MimiModel(transformers.MimiConfig(num_hidden_layers=1))
         return nn.ModuleDict({"encoder": model.encoder.encoder_seanet, "decoder": model.decoder.decoder_seanet})
+    if codec == "dac":
+        # As the package initialises it, the signal is lost among biases behind a few layers.
+        model = transformers.DacModel(transformers.DacConfig())
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+                module.reset_parameters()
+        return nn.ModuleDict({"encoder": model.encoder, "decoder": model.decoder})
     stereo = {"audio_channels": 2, "use_causal_conv": False, "norm_type": "time_group_norm"}
     model = transformers.EncodecModel(transformers.EncodecConfig(**(stereo if codec == "encodec48" else {})))
     return nn.ModuleDict({"encoder": model.encoder, "decoder": model.decoder})
@@ -193,7 +204,7 @@ def _transformers(codec: str, no_compile: bool) -> Iterator[Half]:
             nn.utils.parametrize.remove_parametrizations(module, "weight")
     title, *shapes = TRANSFORMERS[codec]
     for (name, network), shape in zip(folded.items(), shapes, strict=True):
-        variants: dict[str, Run] = {"ours": _ours(PackedSEANet(encodec_layers(network))), "eager": network}
+        variants: dict[str, Run] = {"ours": _ours(PackedSEANet(_layers(network))), "eager": network}
         if codec == "encodec":
             variants["eager, weight norm"] = model[name]
         if not no_compile:
@@ -248,8 +259,14 @@ def _exact(half: Half, x: Tensor) -> Tensor:
 # ---- timing ----
 
 
+def _layers(network: nn.Module) -> list:
+    if isinstance(network, SEANet):
+        return network.layers()
+    return encodec_layers(network) if hasattr(network, "layers") else dac_layers(network)
+
+
 def _packed(network: nn.Module) -> list:
-    layers = encodec_layers(network) if hasattr(network, "layers") else network.layers()
+    layers = [layer for layer in _layers(network) if not isinstance(layer, Tanh)]
     return [pack_lstm(layer) if isinstance(layer, LSTM) else pack([without_norms(layer)]) for layer in layers]
 
 

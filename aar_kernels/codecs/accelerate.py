@@ -75,11 +75,11 @@ class Report:
 
 
 def accelerate(model: nn.Module, *, backend: str | None = None) -> Report:
-    """Let residual quantizers in ``model``, EnCodec's and Mimi's stacks, and VAR's attention run fused, in place.
+    """Let residual quantizers, the stacks of EnCodec, Mimi and DAC, and VAR's attention in ``model`` run fused.
 
-    Encoding and decoding, and ``forward`` in eval mode, keep their signatures and results: codes are the same except
-    where float32 rounding decides. Weights stay where they are and are read live: ``load_state_dict``, ``.to()`` and
-    optimizer steps take effect. What would differ runs the package's own code as before: training and gradients,
+    In place. Encoding and decoding, and ``forward`` in eval mode, keep their signatures and results: codes are the same
+    except where float32 rounding decides. Weights stay where they are and are read live: ``load_state_dict``, ``.to()``
+    and optimizer steps take effect. What would differ runs the package's own code as before: training and gradients,
     autocast, float16 and bfloat16, and, unless ``backend`` is given, GPUs.
 
     Calling it again is harmless. A deep copy of the model is accelerated too; a pickled one is of the original classes.

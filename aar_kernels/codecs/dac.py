@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .projected import CosineSearch, Projected, ProjectedSearch, code_rows, decoded
+from .stacks import DacStack, DescriptStack
 
 
 class DacQuantizer(Projected):
@@ -62,7 +63,11 @@ class TransformersSearch(ProjectedSearch):
 
 
 ADAPTERS = {
+    "dac.model.dac.Encoder": DescriptStack,
+    "dac.model.dac.Decoder": DescriptStack,
     "dac.nn.quantize.ResidualVectorQuantize": DescriptQuantizer,
+    "transformers.models.dac.modeling_dac.DacEncoder": DacStack,
+    "transformers.models.dac.modeling_dac.DacDecoder": DacStack,
     "transformers.models.dac.modeling_dac.DacResidualVectorQuantizer": TransformersQuantizer,
 }
 PARTS = {

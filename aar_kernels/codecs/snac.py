@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .projected import CosineSearch, Projected, decoded
+from .stacks import DescriptStack
 
 
 class SnacQuantizer(Projected):
@@ -28,5 +29,9 @@ class SnacQuantizer(Projected):
         return super().from_codes(codes) if result is None else result[1]
 
 
-ADAPTERS = {"snac.vq.ResidualVectorQuantize": SnacQuantizer}
+ADAPTERS = {
+    "snac.layers.Encoder": DescriptStack,
+    "snac.layers.Decoder": DescriptStack,
+    "snac.vq.ResidualVectorQuantize": SnacQuantizer,
+}
 PARTS = {"snac.vq.VectorQuantize": CosineSearch}

@@ -1,6 +1,7 @@
 """Convolutional encoders and decoders of the SEANet kind, on the packed layers of `aar_kernels.seanet`.
 
-EnCodec's and Mimi's, of transformers and of the original packages, differ here in what ``forward`` is called with.
+EnCodec's, Mimi's, DAC's and SNAC's, of transformers and of the original packages, differ here in what ``forward`` is
+called with, and in how their layers are found.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..cache import DerivedCache
 from ..precision import without_tf32
 from ..seanet import Conv, PackedSEANet
+from ..seanet.dac import dac_layers
 from ..seanet.encodec import encodec_layers
 from .adapter import Adapter, Unsupported, traced
 
@@ -20,7 +22,9 @@ _packed: DerivedCache[PackedSEANet | None] = DerivedCache()
 
 
 class Stack(Adapter):
-    """``_run`` on the layers that `encodec_layers` finds in the module."""
+    """``_run`` on the layers that ``_layers`` finds in the module."""
+
+    _layers = staticmethod(encodec_layers)
 
     def _check(self) -> str:
         weight = next(self.parameters())
@@ -37,7 +41,7 @@ class Stack(Adapter):
         Both are compared on a probe, since attributes do not tell all that a forward pass does. Raises `Unsupported`.
         """
         try:
-            layers = encodec_layers(self)
+            layers = self._layers(self)
             packed = PackedSEANet(layers)
         except ValueError as reason:
             raise Unsupported(str(reason)) from None
@@ -67,7 +71,9 @@ class Stack(Adapter):
                     return None
 
         packed = _packed.get(parameters, build)
-        return None if packed is None else packed(x, backend=backend)
+        if packed is None or packed.length(x.shape[-1]) < 1:  # too few steps: the original says so in its own way
+            return None
+        return packed(x, backend=backend)
 
 
 class TransformersStack(Stack):
@@ -76,6 +82,26 @@ class TransformersStack(Stack):
     def forward(self, hidden_states):
         out = self._run(hidden_states)
         return super().forward(hidden_states) if out is None else out
+
+
+class DacStack(Stack):
+    """Of transformers, ``DacEncoder`` and ``DacDecoder``."""
+
+    _layers = staticmethod(dac_layers)
+
+    def forward(self, hidden_state):
+        out = self._run(hidden_state)
+        return super().forward(hidden_state) if out is None else out
+
+
+class DescriptStack(Stack):
+    """``Encoder`` and ``Decoder`` of ``descript-audio-codec`` and ``snac``."""
+
+    _layers = staticmethod(dac_layers)
+
+    def forward(self, x):
+        out = self._run(x)
+        return super().forward(x) if out is None else out
 
 
 def _hop(layers: list) -> int:

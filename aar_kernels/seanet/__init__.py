@@ -7,7 +7,7 @@ The trail of the operator: `layers` (layers as data, and how weights are stored)
 """
 
 from .api import convolve, lstm, norm_, stack
-from .layers import LSTM, Conv, ConvTranspose, Norm, PackedLSTM, PackedStack, Residual, pack, pack_lstm
+from .layers import LSTM, Conv, ConvTranspose, Norm, PackedLSTM, PackedStack, Residual, Tanh, pack, pack_lstm
 from .module import PackedSEANet
 from .streaming import Stream
 
@@ -21,6 +21,7 @@ __all__ = [
     "PackedStack",
     "Residual",
     "Stream",
+    "Tanh",
     "convolve",
     "lstm",
     "norm_",

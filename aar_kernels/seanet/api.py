@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import dispatch
 from . import ops, reference
-from .layers import Layer, PackedLSTM, PackedStack, describe_all
+from .layers import SNAKE, SYMMETRIC, Fields, Layer, PackedLSTM, PackedStack, describe_all
 
 
 def stack(x: Tensor, packed: PackedStack, *, block: int = 0, backend: str | None = None) -> Tensor:
@@ -39,7 +39,7 @@ def stack(x: Tensor, packed: PackedStack, *, block: int = 0, backend: str | None
     length = x.shape[2]
     for fields in packed.fields:
         if (length := fields.length(length)) < 1:
-            raise ValueError(f"{x.shape[2]} steps are fewer than a layer without padding reads")
+            raise ValueError(f"{x.shape[2]} steps are fewer than a layer reads")
     name = dispatch.select("seanet_stack", x, packed.weights, backend=backend)
     return ops.stack(x.transpose(1, 2), packed.weights, packed.layers, block, name).transpose(1, 2)
 
@@ -64,7 +64,7 @@ def convolve(x: Tensor, layers: Sequence[Layer], *, backend: str | None = None) 
         if x.dim() != 3 or x.shape[1] != fields.inputs or x.shape[2] < 1 or x.dtype != weights.dtype:
             wanted = f"{weights.dtype} [B, {fields.inputs}, T] with T at least 1"
             raise ValueError(f"x must be {wanted}, got {x.dtype} {list(x.shape)}")
-        needs = ("dilation of a convolution with strides",) if fields.stride > 1 < fields.dilation else ()
+        needs = _needs_for_training(fields)
         name = dispatch.select("seanet_layer", x, weights, backend=backend, needs=needs)
         arguments = (x.mT, weights, list(fields.numbers))
         x = (reference.layer(*arguments) if name == "reference" else ops.layer(*arguments, name)).mT
@@ -142,6 +142,16 @@ def norm_(
     name = dispatch.select("seanet_norm_", x, scale, shift, add, backend=backend)
     ops.norm_(x.mT, scale, shift, eps, None if add is None else add.mT, name)
     return x
+
+
+def _needs_for_training(fields: Fields) -> tuple[str, ...]:
+    """What no kernel takes gradients through."""
+    found = {
+        "dilation of a convolution with strides": fields.stride > 1 < fields.dilation,
+        "gradients of Snake": fields.activation == SNAKE,
+        "gradients of symmetric padding": fields.padding == SYMMETRIC,
+    }
+    return tuple(need for need, is_there in found.items() if is_there)
 
 
 def _check(x: Tensor, weights: Tensor, channels: int) -> None:

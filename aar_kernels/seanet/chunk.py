@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import NONE, RESIDUAL, TRANSPOSED, Fields
+from .activation import activate
+from .layers import IDENTITY, NONE, RESIDUAL, TRANSPOSED, Fields
 
-Layer = tuple[Fields, Callable[[Tensor, Fields], Tensor]]  # x[B, T, in] and how it is padded -> [B, T', out]
+# What runs it, x[B, T, in] and how it is padded -> [B, T', out]; alpha[in] of a Snake of its input, or None.
+Layer = tuple[Fields, Callable[[Tensor, Fields], Tensor], Tensor | None]
 
 
 def stack_chunk(x: Tensor, layers: list[Layer], state: Tensor, position: int, last: bool) -> Tensor:
@@ -19,11 +21,11 @@ def stack_chunk(x: Tensor, layers: list[Layer], state: Tensor, position: int, la
     ``state[B, ...]`` holds, of each layer in turn, ``[kept, in]``: the last steps of its input, as its product reads
     them. At position 0 nothing is read from it.
     """
-    kept = state.split([fields.kept * fields.inputs for fields, _ in layers], 1)
-    for (fields, layer), before in zip(layers, kept, strict=True):
+    kept = state.split([fields.kept * fields.inputs for fields, *_ in layers], 1)
+    for (fields, layer, alpha), before in zip(layers, kept, strict=True):
         before = before.unflatten(1, (fields.kept, fields.inputs))
-        if fields.elu and fields.kind != RESIDUAL:
-            x, fields = F.elu(x), fields._replace(elu=0)
+        if fields.kind != RESIDUAL:
+            x, fields = activate(x.mT, fields.activation, alpha).mT, fields._replace(activation=IDENTITY)
         seen, steps = x if position == 0 else torch.cat([before, x], 1), x.shape[1]
         if not last:
             before.copy_(F.pad(seen, (0, 0, fields.kept - seen.shape[1], 0)))

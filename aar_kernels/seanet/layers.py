@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 PANEL = 16  # output channels side by side in memory; the same for every instruction set (csrc/include/aar/seanet.h)
 CONV, TRANSPOSED, RESIDUAL = range(3)  # kinds of a layer
-CENTERED, CAUSAL, NONE = range(3)  # paddings; NONE where the input begins with the steps that came before
+CENTERED, CAUSAL, NONE, SYMMETRIC = range(4)  # paddings; NONE where the input begins with the steps that came before
+IDENTITY, ELU, SNAKE = range(3)  # activations of the input
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,10 @@ class Conv:
         reflect: what is added is the signal reflected, else zeros.
         elu: of the input, before the convolution.
         norm: of the output, or None.
+        snake: ``[in]``, alpha of each channel: Snake of the input, ``x + sin(alpha x)^2 / (alpha + 1e-9)``, in place
+            of ELU.
+        symmetric: padded as DAC does: as many steps on the right as on the left, nothing for the last stride, and so
+            ``(T + total % 2) // stride`` steps of output.
     """
 
     weight: Tensor
@@ -53,6 +59,8 @@ class Conv:
     reflect: bool = True
     elu: bool = False
     norm: Norm | None = None
+    snake: Tensor | None = None
+    symmetric: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +75,8 @@ class ConvTranspose:
         bias: ``[out]``, or None.
         elu: of the input, before the convolution.
         norm: of the output before it is trimmed, or None.
+        snake: ``[in]``, as of `Conv`.
+        symmetric: trimmed as DAC does: as many steps on the right as on the left, ``T * stride - total % 2`` are left.
     """
 
     weight: Tensor
@@ -75,6 +85,8 @@ class ConvTranspose:
     causal: bool = False
     elu: bool = False
     norm: Norm | None = None
+    snake: Tensor | None = None
+    symmetric: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +94,7 @@ class Residual:
     """``narrow(ELU(first(ELU(x)))) + shortcut(x)``: ``[B, in, T]`` -> ``[B, out, T]``.
 
     Args:
-        first: a convolution of stride 1. Its ELU is taken for granted.
+        first: a convolution of stride 1. Its ELU is taken for granted, unless both it and ``narrow`` have Snake.
         narrow: a convolution with one tap, back to ``out`` channels.
         shortcut: the same from the input, or None for the identity.
     """
@@ -105,6 +117,11 @@ class LSTM:
     skip: bool = True
 
 
+@dataclass(frozen=True)
+class Tanh:
+    """Of each number, behind the last layer of a `PackedSEANet`."""
+
+
 Layer = Conv | ConvTranspose | Residual
 
 
@@ -120,7 +137,7 @@ class Fields(NamedTuple):
     dilation: int
     padding: int
     reflect: int
-    elu: int
+    activation: int
     shortcut: int
 
     @property
@@ -136,9 +153,17 @@ class Fields(NamedTuple):
         return [(self.taps * self.inputs, self.outputs * (self.stride if self.kind == TRANSPOSED else 1))]
 
     @property
+    def snakes(self) -> list[int]:
+        """Channels of each Snake."""
+        if self.activation != SNAKE:
+            return []
+        return [self.inputs, self.hidden] if self.kind == RESIDUAL else [self.inputs]
+
+    @property
     def sizes(self) -> list[int]:
-        """Numbers of each product's packed weights."""
-        return [-(-N // PANEL) * (K + 1) * PANEL for K, N in self.products]
+        """Numbers of each product's packed weights, and of each Snake's alpha."""
+        products = [-(-N // PANEL) * (K + 1) * PANEL for K, N in self.products]
+        return products + [-(-channels // PANEL) * PANEL for channels in self.snakes]
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -164,15 +189,17 @@ class Fields(NamedTuple):
     def trim(self) -> int:
         """Steps of output that a padded transposed convolution drops before its first."""
         total = self.kernel - self.stride
-        return total - total // 2 if self.padding == CENTERED else 0
+        return total - total // 2 if self.padding in (CENTERED, SYMMETRIC) else 0
 
     def length(self, length: int) -> int:
         """Steps of output for steps of input."""
         if self.padding == NONE:
             length -= self.context
         if self.kind == TRANSPOSED:
-            return length * self.stride
-        return length // self.stride if self.padding == NONE else -(-length // self.stride)
+            return length * self.stride - (self.kernel - self.stride) % 2 * (self.padding == SYMMETRIC)
+        if self.padding == SYMMETRIC:
+            length += self.context % 2
+        return length // self.stride if self.padding in (NONE, SYMMETRIC) else -(-length // self.stride)
 
     def flops(self, length: int) -> int:
         """Useful multiplications and additions for ``length`` steps of input."""
@@ -184,7 +211,9 @@ class Fields(NamedTuple):
 class PackedStack(NamedTuple):
     """Layers whose weights were copied into one tensor, made by `pack`."""
 
-    weights: Tensor  # of each product in turn [ceil(N / PANEL), K + 1, PANEL], zeros after N; row K is the bias
+    # Of each layer's products in turn [ceil(N / PANEL), K + 1, PANEL], zeros after N; row K is the bias. Behind them
+    # alpha of its Snakes, zeros up to whole panels.
+    weights: Tensor
     layers: tuple[int, ...]  # Fields of each layer, one after the other
 
     @property
@@ -241,10 +270,11 @@ def describe_all(layers: Sequence[Layer]) -> list[tuple[Fields, Tensor]]:
     """
     described = []
     for layer in layers:
-        fields, products = _describe(layer)
+        fields, products, snakes = _describe(layer)
         if described and described[-1][0].outputs != fields.inputs:
             raise ValueError(f"a layer of {fields.inputs} channels follows one of {described[-1][0].outputs}")
         parts = [_panels(*product).flatten() for product in products]
+        parts += [F.pad(alpha, (0, -len(alpha) % PANEL)) for alpha in snakes]
         described.append((fields, torch.cat(parts) if len(parts) > 1 else parts[0]))
     return described
 
@@ -269,17 +299,22 @@ def pack_lstm(lstm: LSTM, *, dtype: torch.dtype = torch.float32) -> PackedLSTM:
     return PackedLSTM(torch.stack(layers), channels, lstm.skip)
 
 
-def unpack(packed: PackedStack) -> list[list[tuple[Tensor, Tensor]]]:
-    """Of each layer its products: ``[K, N]`` and bias ``[N]``."""
-    layers, at = [], 0
-    for fields in packed.fields:
+def split_weights(packed: PackedStack) -> list[list[Tensor]]:
+    """Of each layer the parts of its packed weights, as long as its ``sizes``."""
+    fields = packed.fields
+    parts = iter(packed.weights.split([size for layer in fields for size in layer.sizes]))
+    return [list(islice(parts, len(layer.sizes))) for layer in fields]
+
+
+def unpack(packed: PackedStack) -> list[tuple[list[tuple[Tensor, Tensor]], list[Tensor]]]:
+    """Of each layer its products, ``[K, N]`` and bias ``[N]``, and alpha of its Snakes."""
+    layers = []
+    for fields, parts in zip(packed.fields, split_weights(packed), strict=True):
         products = []
-        for (K, N), size in zip(fields.products, fields.sizes, strict=True):
-            panels = packed.weights[at : at + size].view(-1, K + 1, PANEL)
-            rows = panels.transpose(0, 1).flatten(1)[:, :N]
+        for K, N in fields.products:
+            rows = parts.pop(0).view(-1, K + 1, PANEL).transpose(0, 1).flatten(1)[:, :N]
             products.append((rows[:K], rows[K]))
-            at += size
-        layers.append(products)
+        layers.append((products, [part[:channels] for part, channels in zip(parts, fields.snakes, strict=True)]))
     return layers
 
 
@@ -306,7 +341,10 @@ def _panels(matrix: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([matrix.unflatten(1, (-1, PANEL)).transpose(0, 1), bias.view(-1, 1, PANEL)], 1)
 
 
-def _describe(layer: Layer) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:
+Described = tuple[Fields, list[tuple[Tensor, Tensor]], list[Tensor]]  # and what `unpack` gives
+
+
+def _describe(layer: Layer) -> Described:
     if isinstance(layer, Residual):
         return _describe_residual(layer)
     transposed = isinstance(layer, ConvTranspose)
@@ -323,27 +361,45 @@ def _describe(layer: Layer) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:
         raise ValueError(f"bias must be [{outputs}], got {list(bias.shape)}")
     if stride < 1 or dilation < 1 or (kernel - 1) * dilation + 1 < stride:
         raise ValueError(f"a kernel of {kernel}, dilated by {dilation}, does not cover a stride of {stride}")
+    snakes = [] if layer.snake is None else [layer.snake]
+    if any(layer.elu or tuple(alpha.shape) != (inputs,) for alpha in snakes):
+        raise ValueError(f"snake must be [{inputs}], in place of ELU, got {list(layer.snake.shape)}, ELU {layer.elu}")
+    if layer.symmetric and layer.causal:
+        raise ValueError("padding is either causal or symmetric")
     kind, padding = TRANSPOSED if transposed else CONV, CAUSAL if layer.causal else CENTERED
-    fields = Fields(kind, inputs, 0, outputs, kernel, stride, dilation, padding, reflect, layer.elu, 0)
+    activation = SNAKE if snakes else ELU if layer.elu else IDENTITY
+    fields = Fields(kind, inputs, 0, outputs, kernel, stride, dilation, padding, reflect, activation, 0)
+    # Where it is the same, it is called centered.
+    total = kernel - stride if transposed else fields.context
+    if layer.symmetric and (total % 2 or (stride > 1 and not transposed)):
+        fields = fields._replace(padding=SYMMETRIC)
     bias = weight.new_zeros(outputs) if bias is None else bias
     if not transposed:
-        return fields, [(weight.permute(2, 1, 0).reshape(-1, outputs), bias)]
+        return fields, [(weight.permute(2, 1, 0).reshape(-1, outputs), bias)], snakes
     # Step o of the product reads inputs o - taps + 1 to o and gives the output's steps o * stride to (o + 1) * stride.
     taps = F.pad(weight, (0, fields.taps * stride - kernel)).view(inputs, outputs, fields.taps, stride).flip(2)
-    return fields, [(taps.permute(2, 0, 3, 1).reshape(-1, stride * outputs), bias.repeat(stride))]
+    return fields, [(taps.permute(2, 0, 3, 1).reshape(-1, stride * outputs), bias.repeat(stride))], snakes
 
 
-def _describe_residual(layer: Residual) -> tuple[Fields, list[tuple[Tensor, Tensor]]]:
-    first, products = _describe(layer.first)
+def _describe_residual(layer: Residual) -> Described:
+    first, products, snakes = _describe(layer.first)
     described = [_describe(conv) for conv in (layer.narrow, layer.shortcut) if conv is not None]
-    parts = [fields for fields, _ in described]
+    parts = [fields for fields, *_ in described]
+    snakes = snakes + described[0][2]
+    if len(snakes) == 1 or any(alphas for *_, alphas in described[1:]):
+        raise ValueError("a residual block has two Snakes or none, and none in its shortcut")
     if first.stride != 1 or any((part.kernel, part.stride) != (1, 1) for part in parts):
         raise ValueError("a residual block has a first convolution of stride 1, and then convolutions of one tap")
+    if first.padding == SYMMETRIC:
+        raise ValueError("the first convolution of a residual block keeps the number of steps")
     outputs = first.inputs if layer.shortcut is None else parts[1].outputs
     fitting = [(first.outputs, outputs), (first.inputs, outputs)]
     if [(part.inputs, part.outputs) for part in parts] != fitting[: len(parts)]:
         raise ValueError("the convolutions of a residual block do not fit together")
-    fields = first._replace(kind=RESIDUAL, hidden=first.outputs, outputs=outputs, elu=1, shortcut=len(parts) - 1)
+    fields = first._replace(
+        kind=RESIDUAL, hidden=first.outputs, outputs=outputs, activation=SNAKE if snakes else ELU,
+        shortcut=len(parts) - 1,
+    )  # fmt: skip
     # One product gives the sum of both, over the hidden channels and the input's.
-    matrices, biases = zip(*(product for _, [product] in described), strict=True)
-    return fields, [*products, (torch.cat(matrices), sum(biases))]
+    matrices, biases = zip(*(product for _, [product], _ in described), strict=True)
+    return fields, [*products, (torch.cat(matrices), sum(biases))], snakes

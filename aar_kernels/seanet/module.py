@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .api import lstm, stack
-from .layers import LSTM, Layer, PackedLSTM, PackedStack, pack, pack_lstm
+from .layers import LSTM, Layer, PackedLSTM, PackedStack, Tanh, pack, pack_lstm
 from .normed import is_normed, normed
 
 Part = PackedStack | PackedLSTM | nn.Module
@@ -23,16 +23,19 @@ class PackedSEANet(nn.Module):
     over time and has not yet run on hardware); elsewhere the reference unpacks the weights at each call.
 
     Args:
-        layers: `Conv`, `ConvTranspose`, `Residual` and `LSTM`, whose weights are copied.
+        layers: `Conv`, `ConvTranspose`, `Residual` and `LSTM`, whose weights are copied, and `Tanh` behind the last.
         dtype: of the weights, see `pack`.
 
     Raises:
         ValueError: no layers, or layers that do not fit together.
     """
 
-    def __init__(self, layers: Sequence[Layer | LSTM], *, dtype: torch.dtype = torch.float32):
+    def __init__(self, layers: Sequence[Layer | LSTM | Tanh], *, dtype: torch.dtype = torch.float32):
         super().__init__()
+        #: Whether the last layer's output goes through a hyperbolic tangent.
+        self.tanh = len(layers) > 1 and isinstance(layers[-1], Tanh)
         parts: list[Part] = []
+        layers = layers[:-1] if self.tanh else layers
         for kind, group in groupby(layers, _kind):
             group = list(group)
             if kind == "stack":
@@ -60,6 +63,13 @@ class PackedSEANet(nn.Module):
             for i, part in enumerate(self._parts)
         ]
 
+    def length(self, steps: int) -> int:
+        """Steps of output for ``steps`` of input; below 1 where these are fewer than a layer reads."""
+        for part in self.parts:
+            for fields in part.fields if isinstance(part, PackedStack) else []:
+                steps = fields.length(steps) if steps > 0 else 0
+        return steps
+
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:
         """``[B, in, T]`` -> ``[B, out, T']``, in the dtype of the weights, or fp32 where these are bf16.
 
@@ -74,7 +84,7 @@ class PackedSEANet(nn.Module):
                 _lstm_in_place(x, part, backend)
             else:
                 x = lstm(x, part, backend=backend)
-        return x
+        return x.tanh_() if self.tanh else x
 
 
 def _lstm_in_place(x: Tensor, part: PackedLSTM, backend: str | None) -> None:

@@ -76,8 +76,9 @@ class NormedResidual(nn.Module):
     def __init__(self, layer: Residual, dtype: torch.dtype):
         super().__init__()
         pack([without_norms(layer)])  # only to learn whether its convolutions fit together
-        self.first = NormedConv(replace(layer.first, elu=True), dtype)
-        self.narrow = NormedConv(replace(layer.narrow, elu=True), dtype)
+        elu = layer.first.snake is None
+        self.first = NormedConv(replace(layer.first, elu=elu), dtype)
+        self.narrow = NormedConv(replace(layer.narrow, elu=elu), dtype)
         self.shortcut = None if layer.shortcut is None else NormedConv(layer.shortcut, dtype)
 
     @property

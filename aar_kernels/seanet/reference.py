@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import chunk
-from .layers import CENTERED, NONE, RESIDUAL, TRANSPOSED, Fields, PackedLSTM, PackedStack, unpack, unpack_lstm
+from .activation import activate
+from .layers import (  # fmt: skip
+    CENTERED,
+    NONE,
+    RESIDUAL,
+    SYMMETRIC,
+    TRANSPOSED,
+    Fields,
+    PackedLSTM,
+    PackedStack,
+    unpack,
+    unpack_lstm,
+)
 
 
 def unavailable() -> str | None:
@@ -26,8 +38,8 @@ def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     packed = PackedStack(weights.to(x.dtype), tuple(layers))
     x = x.transpose(1, 2)
     with torch.autocast(x.device.type, enabled=False):  # the dtype of x is what the operator promises
-        for fields, products in zip(packed.fields, unpack(packed), strict=True):
-            x = _layer(x, fields, products)
+        for fields, parts in zip(packed.fields, unpack(packed), strict=True):
+            x = _layer(x, fields, *parts)
     return x.transpose(1, 2).contiguous()
 
 
@@ -42,8 +54,8 @@ def stack_chunk(
     """The same of a chunk, see `chunk.stack_chunk`."""
     packed = PackedStack(weights.to(x.dtype), tuple(layers))
     steps = [
-        (fields, lambda x, fields, products=products: _layer(x.mT, fields, products).mT)
-        for fields, products in zip(packed.fields, unpack(packed), strict=True)
+        (fields, lambda x, fields, parts=parts: _layer(x.mT, fields, *parts).mT, next(iter(parts[1]), None))
+        for fields, parts in zip(packed.fields, unpack(packed), strict=True)
     ]
     with torch.autocast(x.device.type, enabled=False):
         return chunk.stack_chunk(x, steps, state, position, last).contiguous()
@@ -68,23 +80,25 @@ def lstm(x: Tensor, weights: Tensor, channels: int, skip: bool, state: Tensor | 
     return (signal + x if skip else signal.contiguous()), torch.stack(states)
 
 
-def _layer(x: Tensor, fields: Fields, products: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _layer(x: Tensor, fields: Fields, products: list[tuple[Tensor, Tensor]], snakes: list[Tensor]) -> Tensor:
+    kind, alphas = fields.activation, snakes or [None, None]
     if fields.kind == RESIDUAL:
         (first, first_bias), (second, second_bias) = products
-        hidden = F.elu(_conv(F.elu(x), fields, first, first_bias))
+        hidden = activate(_conv(activate(x, kind, alphas[0]), fields, first, first_bias), kind, alphas[1])
         x = x[..., x.shape[-1] - hidden.shape[-1] :]  # without the steps that came before, if it begins with them
         if fields.shortcut:
             return _one_tap(torch.cat([hidden, x], 1), second, second_bias)
         return x + _one_tap(hidden, second, second_bias)
-    if fields.elu:
-        x = F.elu(x)
+    x = activate(x, kind, alphas[0])
     return (_conv_transpose if fields.kind == TRANSPOSED else _conv)(x, fields, *products[0])
 
 
 def _conv(x: Tensor, fields: Fields, matrix: Tensor, bias: Tensor) -> Tensor:
     weight = matrix.reshape(fields.kernel, fields.inputs, -1).permute(2, 1, 0)
-    if fields.padding != NONE:
-        total = fields.context
+    total = fields.context
+    if fields.padding == SYMMETRIC:
+        x = _pad(x, total - total // 2, total - total // 2, bool(fields.reflect))
+    elif fields.padding != NONE:
         right = total // 2 if fields.padding == CENTERED else 0
         x = _pad(x, total - right, right + -x.shape[-1] % fields.stride, bool(fields.reflect))
     return F.conv1d(x, weight, bias, fields.stride, dilation=fields.dilation)

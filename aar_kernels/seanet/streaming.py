@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from .api import lstm, stack_chunk
-from .layers import CAUSAL, TRANSPOSED, PackedLSTM
+from .layers import CAUSAL, SYMMETRIC, TRANSPOSED, PackedLSTM
 from .module import PackedSEANet, Part
 
 
@@ -28,7 +28,7 @@ class Stream:
         self._parts = net.parts
         if any(isinstance(part, nn.Module) for part in self._parts):
             raise ValueError("a norm over time needs all of a signal, which a stream never has")
-        self._outputs = net.outputs
+        self._outputs, self._tanh = net.outputs, net.tanh
         self.reset()
         #: Steps of input of which the length of a chunk must be a multiple.
         self.hop = 1
@@ -36,7 +36,7 @@ class Stream:
         self.first = 1
         steps, per = 1, 1  # a layer's input has `per` steps for each of `steps` steps of the net's input
         for fields in (fields for part in self._parts if not isinstance(part, PackedLSTM) for fields in part.fields):
-            if fields.padding != CAUSAL and fields.context > 0:
+            if fields.padding == SYMMETRIC or (fields.padding != CAUSAL and fields.context > 0):
                 raise ValueError(f"a stream needs causal layers, and this one is not: {fields}")
             if fields.reflect and fields.context > 0:
                 self.first = max(self.first, -(-(fields.context + 1) * steps // per))
@@ -65,6 +65,7 @@ class Stream:
         else:
             for i, part in enumerate(self._parts):
                 x = self._part(i, part, x, last, backend)
+            x = x.tanh_() if self._tanh else x
         if last:
             self.reset()
         return x

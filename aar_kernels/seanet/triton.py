@@ -11,7 +11,20 @@ from ..cache import DerivedCache
 from ..graph import captured_elsewhere, keep
 from . import chunk
 from . import triton_kernels as kernels
-from .layers import CENTERED, NONE, RESIDUAL, TRANSPOSED, Fields, PackedLSTM, split_fields, unpack_lstm
+from .layers import (
+    CENTERED,
+    ELU,
+    NONE,
+    RESIDUAL,
+    SNAKE,
+    SYMMETRIC,
+    TRANSPOSED,
+    Fields,
+    PackedLSTM,
+    PackedStack,
+    split_weights,
+    unpack_lstm,
+)  # fmt: skip
 
 _lstms: DerivedCache[nn.LSTM] = DerivedCache()
 
@@ -27,7 +40,7 @@ def unsupported(problem) -> str | None:
 def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     """Layer by layer: at the sizes of a layer's output, a GPU's cache holds all of it or no useful part."""
     with torch.cuda.device_of(x):
-        for fields, layer in _layers(weights, layers):
+        for fields, layer, _ in _layers(weights, layers):
             x = layer(x, fields)
     return x
 
@@ -42,12 +55,17 @@ def stack_chunk(
 
 
 def _layers(weights: Tensor, layers: list[int]) -> list[chunk.Layer]:
-    found, at = [], 0
-    for fields in split_fields(layers):
-        parts = weights[at : at + sum(fields.sizes)].split(fields.sizes)
+    found, packed = [], PackedStack(weights, tuple(layers))
+    for fields, parts in zip(packed.fields, split_weights(packed), strict=True):
         run = _residual if fields.kind == RESIDUAL else _conv
-        found.append((fields, lambda x, fields, run=run, parts=parts: run(x.contiguous(), fields, *parts)))
-        at += sum(fields.sizes)
+        count = len(fields.products)
+        products, snakes = parts[:count], parts[count:]
+        alpha = snakes[0][: fields.inputs] if snakes else None
+
+        def layer(x: Tensor, fields: Fields, run=run, products=products, snakes=snakes) -> Tensor:
+            return run(x.contiguous(), fields, *products, *snakes)
+
+        found.append((fields, layer, alpha))
     return found
 
 
@@ -96,8 +114,18 @@ def _module(x: Tensor, weights: Tensor, channels: int) -> nn.LSTM:
     return build() if captured_elsewhere() else keep(_lstms.get([weights], build, x.dtype))
 
 
-def _conv(x: Tensor, fields: Fields, weights: Tensor) -> Tensor:
+def _snake(x: Tensor, alpha: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    grid = (triton.cdiv(x.numel(), kernels.SNAKE["BLOCK"]),)
+    if x.numel() > 0:
+        kernels.snake_kernel[grid](x, alpha, out, x.numel(), C=x.shape[-1], **kernels.SNAKE)
+    return out
+
+
+def _conv(x: Tensor, fields: Fields, weights: Tensor, alpha: Tensor | None = None) -> Tensor:
     (_, columns), *_ = fields.products
+    if fields.activation == SNAKE:  # else it is done, if there is alpha
+        x = _snake(x, alpha)
     steps = fields.length(x.shape[1])
     out = x.new_empty(x.shape[0], steps, fields.outputs)
     if fields.kind == TRANSPOSED:
@@ -106,12 +134,18 @@ def _conv(x: Tensor, fields: Fields, weights: Tensor) -> Tensor:
     return _launch(x, fields, weights, out, steps, columns, stride=fields.stride)
 
 
-def _residual(x: Tensor, fields: Fields, first: Tensor, second: Tensor) -> Tensor:
+def _residual(
+    x: Tensor, fields: Fields, first: Tensor, second: Tensor, alpha: Tensor | None = None,
+    hidden_alpha: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     batch, length, inputs = x.shape
     steps, shortcut = fields.length(length), inputs * fields.shortcut
     out = x.new_empty(batch, steps, fields.outputs)
-    if fields.outputs > kernels.FUSED_CHANNELS:
-        hidden = _launch(x, fields, first, x.new_empty(batch, steps, fields.hidden), steps, fields.hidden)
+    snake = fields.activation == SNAKE
+    if snake or fields.outputs > kernels.FUSED_CHANNELS:
+        activated = _snake(x, alpha) if snake else x
+        hidden = _launch(activated, fields, first, x.new_empty(batch, steps, fields.hidden), steps, fields.hidden)
+        hidden = _snake(hidden, hidden_alpha) if snake else hidden
         narrow = fields._replace(inputs=fields.hidden, kernel=1, dilation=1)
         return _launch(hidden, narrow, second, out, steps, fields.outputs, around=x, shortcut=shortcut)
     left, edge = _padding(fields, length, steps)
@@ -135,7 +169,7 @@ def _launch(
     kernels.conv_kernel[grid](
         x, weights, around, out, batch * steps, steps, length, edge, left, skip, out.shape[1] * out.shape[2],
         0 if around is None else around.shape[1], C=inputs, N=columns, TAPS=fields.taps, STRIDE=stride,
-        DILATION=fields.dilation, REFLECT=_reflects(fields), ELU=bool(fields.elu), SHORTCUT=shortcut, **block,
+        DILATION=fields.dilation, REFLECT=_reflects(fields), ELU=fields.activation == ELU, SHORTCUT=shortcut, **block,
     )  # fmt: skip
     return out
 
@@ -152,6 +186,8 @@ def _padding(fields: Fields, length: int, steps: int) -> tuple[int, int]:
     if fields.kind == TRANSPOSED:
         return fields.context, length - 1
     total = fields.context
+    if fields.padding == SYMMETRIC:
+        return total - total // 2, max(length - 1, total - total // 2)
     right = total // 2 if fields.padding == CENTERED else 0
     longest = max(total - right, right + -length % fields.stride)
     return total - right, max(length - 1, longest)

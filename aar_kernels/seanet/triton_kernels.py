@@ -160,6 +160,30 @@ def residual_kernel(
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside[:, None] & exists[None, :])
 
 
+SNAKE = {"BLOCK": 1024, "num_warps": 4}
+
+
+@triton.jit(do_not_specialize=["size"])
+def snake_kernel(x, alpha, out, size, C: tl.constexpr, BLOCK: tl.constexpr):
+    """``out = x + sin(alpha x)^2 / (alpha + 1e-9)`` of ``x[size / C, C]``, program (block of numbers).
+
+    A pass of its own: as numbers are loaded for a product it would be computed for each tap and tile of columns anew.
+    The sine is squared, so its argument is reduced by multiples of pi (in three parts, without loss) to a polynomial's
+    range; from 2^23 on what is added is less than the last place of x.
+    """
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    a = tl.load(alpha + at % C).to(tl.float32)
+    t = a * value
+    n = tl.floor(t * 0.318309886 + 0.5)
+    r = t - n * 3.140625 - n * 9.67502593994140625e-4 - n * 1.50995798e-7
+    z = r * r
+    sine = r + r * z * (-1.6666660e-1 + z * (8.3330655e-3 + z * (-1.9809577e-4 + z * 2.6057207e-6)))
+    term = tl.where(tl.abs(t) < 8388608.0, sine * sine, t * 0.0)
+    tl.store(out + at, (value + term / (a + 1e-9)).to(out.dtype.element_ty), mask=inside)
+
+
 NORM = {"BLOCK": 2048, "num_warps": 8}
 PARTS = 256  # at most, in which the numbers of an item are summed
 

@@ -26,18 +26,23 @@ std::vector<aar::SeanetLayer> layers_of(const Ints& fields, const Tensor& weight
   for (size_t i = 0; i < fields.size(); i += kFields) {
     const int64_t* f = &fields[i];
     aar::SeanetLayer layer{aar::SeanetKind(f[0]), f[1], f[2], f[3], f[4], f[5], f[6], aar::SeanetPadding(f[7]),
-                           f[8] != 0, f[9] != 0, f[10] != 0, nullptr, nullptr};
+                           f[8] != 0, aar::SeanetActivation(f[9]), f[10] != 0};
     const bool residual = layer.kind == aar::SeanetKind::residual;
     const int64_t taps = (layer.kernel - 1) * layer.dilation + 1;
-    STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 2 && f[7] >= 0 && f[7] <= 2 && layer.in > 0 && layer.out > 0 &&
-                        layer.kernel > 0 && layer.stride > 0 && layer.dilation > 0 && taps >= layer.stride &&
+    STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 2 && f[7] >= 0 && f[7] <= 3 && f[9] >= 0 && f[9] <= 2 && layer.in > 0 &&
+                        layer.out > 0 && layer.kernel > 0 && layer.stride > 0 && layer.dilation > 0 &&
+                        taps >= layer.stride &&
                         (layers.empty() || layers.back().out == layer.in),
                     "aar_native: a layer that cannot be");
-    STD_TORCH_CHECK(!residual || (layer.hidden > 0 && layer.stride == 1 && (layer.shortcut || layer.in == layer.out)),
+    STD_TORCH_CHECK(!residual || (layer.hidden > 0 && layer.stride == 1 && (layer.shortcut || layer.in == layer.out) &&
+                                  layer.padding != aar::SeanetPadding::symmetric),
                     "aar_native: a residual block that cannot be");
     layer.first = stored.at(next);
     layer.second = stored.at(next + layer.first_size());
     next += layer.first_size() + layer.second_size();
+    layer.alpha = stored.at(next);
+    layer.hidden_alpha = stored.at(next + layer.alpha_size());
+    next += layer.alpha_size() + layer.hidden_alpha_size();
     STD_TORCH_CHECK(next <= weights.numel(), "aar_native: weights are missing");
     layers.push_back(layer);
   }
@@ -74,7 +79,9 @@ Tensor seanet_stack_chunk(Tensor x, Tensor weights, Ints fields, Tensor state, i
   for (const auto& layer : layers) {
     const bool transposed = layer.kind == aar::SeanetKind::transposed;
     const int64_t stride = transposed ? 1 : layer.stride, context = layer.context();
-    STD_TORCH_CHECK(layer.padding == aar::SeanetPadding::causal || context == 0, "aar_native: a layer sees the future");
+    STD_TORCH_CHECK(layer.padding == aar::SeanetPadding::causal ||
+                        (context == 0 && layer.padding != aar::SeanetPadding::symmetric),
+                    "aar_native: a layer sees the future");
     STD_TORCH_CHECK(before % stride == 0 && (last || length % stride == 0), "aar_native: a chunk cuts a stride");
     STD_TORCH_CHECK(last || before > 0 || !layer.reflect || length > context, "aar_native: too short to be mirrored");
     size += layer.kept() * layer.in;
@@ -90,7 +97,8 @@ std::tuple<Tensor, Tensor> seanet_backward(Tensor x, Tensor weights, Ints fields
   floats(weights);  // of no other dtype, unlike those of a stack
   const auto layers = layers_of(fields, weights);
   const aar::SeanetLayer& layer = layers[0];
-  STD_TORCH_CHECK(layers.size() == 1 && layer.padding != aar::SeanetPadding::none &&
+  const bool pads = layer.padding == aar::SeanetPadding::centered || layer.padding == aar::SeanetPadding::causal;
+  STD_TORCH_CHECK(layers.size() == 1 && pads && layer.activation != aar::SeanetActivation::snake &&
                       (layer.stride == 1 || layer.dilation == 1),
                   "aar_native: a layer that has no backward pass");
   STD_TORCH_CHECK(x.dim() == 3 && x.size(1) > 0 && x.size(2) == layer.in, "aar_native: x is not [B, T, in]");

@@ -173,7 +173,7 @@ class LayerBackward {
  public:
   LayerBackward(const SeanetLayer& layer, int64_t length, float* gradient, const ThreadPool& pool)
       : layer_(layer), length_(length), of_(window(layer, length)), pool_(pool),
-        residual_(layer.kind == SeanetKind::residual), elu_(layer.elu || residual_), reflect_(geometry(layer).reflect),
+        residual_(layer.kind == SeanetKind::residual), elu_(layer.activation == SeanetActivation::elu), reflect_(geometry(layer).reflect),
         first_{static_cast<const float*>(layer.first), layer.first_K(), layer.first_N(), layer.tap()},
         second_{static_cast<const float*>(layer.second), residual_ ? layer.second_K() : 0, residual_ ? layer.out : 0},
         back_(first_, of_, pool), second_back_(second_, {0, 0, second_.K, 1, 1, 0}, pool),

@@ -6,6 +6,7 @@
 
 #include "lstm.h"
 #include "sliding.h"
+#include "snake.h"
 #include "time_norm.h"
 
 namespace aar {
@@ -13,16 +14,27 @@ namespace AAR_ISA {
 
 constexpr int64_t kBlockSteps = 384;   // of a layer's output that the next layer finds in the second-level cache
 constexpr int64_t kResidualRows = 48;  // of a residual block, whose inner tensors then stay in the first-level cache
+constexpr int64_t kResidualWeights = 1 << 18;  // no second-level cache holds more of them: more rows share a pass
+constexpr int64_t kResidualSpans = 4;  // of its taps, at least: what they read around the rows is activated twice
+
+inline int64_t residual_rows(const SeanetLayer& layer) {
+  const int64_t least = layer.first_size() > kResidualWeights ? kSlidingRows : kResidualRows;
+  return std::max(least, kResidualSpans * (layer.span() - 1));
+}
 
 // Steps of a transposed convolution's product that come before the output's first.
 inline int64_t trim(const SeanetLayer& layer) {
-  if (layer.kind != SeanetKind::transposed || layer.padding != SeanetPadding::centered) return 0;
+  const bool trimmed = layer.padding == SeanetPadding::centered || layer.padding == SeanetPadding::symmetric;
+  if (layer.kind != SeanetKind::transposed || !trimmed) return 0;
   const int64_t total = layer.kernel - layer.stride;
   return total - total / 2;
 }
 
-// Whether a layer reads ELU of its input, which whoever writes it then applies. A residual block does so itself.
-inline bool wants_elu(const SeanetLayer& layer) { return layer.elu && layer.kind != SeanetKind::residual; }
+// Whether a layer reads this activation of its input: ELU is applied by whoever writes it, Snake once it is there. A
+// residual block activates its input itself.
+inline bool wants(const SeanetLayer& layer, SeanetActivation activation) {
+  return layer.activation == activation && layer.kind != SeanetKind::residual;
+}
 
 // What a layer needs of its padded input. Step o of its product reads steps [o * stride, o * stride + span).
 struct Geometry {
@@ -36,6 +48,8 @@ inline Geometry geometry(const SeanetLayer& layer) {
   if (transposed)  // a step of its product reads what came before, zeros before the first
     return {span - 1, (trim(layer) + layer.stride - 1) / layer.stride, 1, span, false, false};
   const int64_t total = span - stride, right = layer.padding == SeanetPadding::causal ? 0 : total / 2;
+  if (layer.padding == SeanetPadding::symmetric)
+    return {total - right, total - right, stride, span, layer.reflect, false};
   return {total - right, right, stride, span, layer.reflect, true};
 }
 
@@ -75,6 +89,8 @@ class Signal {
     const int64_t length = std::max(received_, std::max(of_.left, padding_) + 1);
     for (int64_t t = received_; t < received_ + padding_; t++) pad(t, length);
   }
+
+  int64_t received() const { return received_; }
 
   // Steps of the product that can be computed so far.
   int64_t ready() const {
@@ -128,6 +144,9 @@ class Stack {
       const int64_t capacity = std::min(arriving + waiting, length + before + of.right + of.stride);
       signals_.push_back(std::make_unique<Signal>(of, layer.in, margin, capacity));
       blocks_.push_back(steps);
+      snakes_.emplace_back(static_cast<const W*>(layer.alpha), layer.alpha_size() > 0 ? layer.in : 0);
+      hidden_snakes_.emplace_back(static_cast<const W*>(layer.hidden_alpha),
+                                  layer.hidden_alpha_size() > 0 ? layer.hidden : 0);
       const bool transposed = layer.kind == SeanetKind::transposed;
       margin = trim(layer);
       arriving = steps * (transposed ? layer.stride : 1);
@@ -144,7 +163,7 @@ class Stack {
     const SeanetLayer& first = layers_[0];
     for (int64_t t = 0; t < length; t += source_block_) {
       const int64_t count = std::min(source_block_, length - t), step = chunk.position + t;
-      if (wants_elu(first))
+      if (wants(first, SeanetActivation::elu))
         elu(x + t * first.in, count * first.in, signals_[0]->at(step));
       else
         std::copy(x + t * first.in, x + (t + count) * first.in, signals_[0]->at(step));
@@ -181,6 +200,13 @@ class Stack {
   // Layer i's input is there up to step `end`.
   void advance(int64_t i, int64_t end, End what) {
     Signal& in = *signals_[i];
+    if (i < count_ && wants(layers_[i], SeanetActivation::snake)) {
+      float* x = in.at(in.received());
+      const int64_t row = layers_[i].in;
+      parallel(pool_, end - in.received(), [&](int64_t begin, int64_t last) {
+        snakes_[i].apply(x + begin * row, row, last - begin, x + begin * row, row);
+      });
+    }
     in.append(end, what == End::signal);
     if (i == count_) {
       out_ = std::copy(in.at(written_), in.at(end), out_);
@@ -207,13 +233,13 @@ class Stack {
   void compute(int64_t i, int64_t begin, int64_t end) {
     const SeanetLayer& layer = layers_[i];
     const bool transposed = layer.kind == SeanetKind::transposed;
-    const bool elu_of_next = i + 1 < count_ && wants_elu(layers_[i + 1]);
+    const bool elu_of_next = i + 1 < count_ && wants(layers_[i + 1], SeanetActivation::elu);
     const int64_t stride = geometry(layer).stride, first = transposed ? begin * layer.stride - trim(layer) : begin;
     const float* x = signals_[i]->padded(begin * stride);
     const Product<W> product = first_product(layer);
     const Target to{signals_[i + 1]->at(first), transposed ? product.N : layer.out, false, elu_of_next};
     if (layer.kind == SeanetKind::residual)
-      residual(layer, x, end - begin, to);
+      residual(i, x, end - begin, to);
     else
       sliding_product(end - begin, rows(layer, x, stride * layer.in), product, to, pool_, begin % 2 != 0);
   }
@@ -229,21 +255,28 @@ class Stack {
     return {a, row, dilated ? layer.in : layer.first_K(), dilated ? layer.dilation * layer.in : 0};
   }
 
-  // out[steps] = [ELU, convolution, ELU, 1x1] + shortcut of x. The 1x1 convolutions are one product: [ELU(h) | x].
-  void residual(const SeanetLayer& layer, const float* x, int64_t steps, const Target& to) const {
+  // out[steps] = [ELU, convolution, ELU, 1x1] + shortcut of x, or so with Snake. The 1x1 convolutions are one product:
+  // [ELU(h) | x].
+  void residual(int64_t i, const float* x, int64_t steps, const Target& to) const {
+    const SeanetLayer& layer = layers_[i];
+    const bool snake = layer.activation == SeanetActivation::snake;
     const Geometry of = geometry(layer);
-    const int64_t blocks = (steps + kResidualRows - 1) / kResidualRows, in = layer.in, hidden = layer.hidden;
+    const int64_t most = residual_rows(layer), blocks = (steps + most - 1) / most, in = layer.in, hidden = layer.hidden;
     const int64_t width = layer.second_K(), centre_step = layer.padding == SeanetPadding::none ? of.span - 1 : of.left;
     parallel(pool_, blocks, [&](int64_t first, int64_t last) {
-      Buffer<float> activated((kResidualRows + of.span) * in), both(kResidualRows * width);
+      Buffer<float> activated((most + of.span) * in), both(most * width);
       for (int64_t b = first; b < last; b++) {
         const int64_t begin = steps * b / blocks, count = steps * (b + 1) / blocks - begin;
         const float *block = x + begin * in, *centre = block + centre_step * in;
-        elu(block, (count + of.span - 1) * in, activated);
+        if (snake)
+          snakes_[i].apply(block, in, count + of.span - 1, activated, in);
+        else
+          elu(block, (count + of.span - 1) * in, activated);
         const Target out = to.from(begin);
         for (int64_t t = 0; t < count; t++)
           std::copy(centre + t * in, centre + (t + 1) * in, layer.shortcut ? both + t * width + hidden : out.at(t));
-        sliding_product(count, rows(layer, activated, in), first_product(layer), {both, width, false, true});
+        sliding_product(count, rows(layer, activated, in), first_product(layer), {both, width, false, !snake});
+        if (snake) hidden_snakes_[i].apply(both, width, count, both, width);
         sliding_product(count, {both, width, width, 0}, second_product(layer),
                         {out.data, out.row, !layer.shortcut, out.elu});
       }
@@ -254,6 +287,7 @@ class Stack {
   int64_t count_;
   const ThreadPool& pool_;
   std::vector<std::unique_ptr<Signal>> signals_;  // what each layer reads, and the output
+  std::vector<Snake> snakes_, hidden_snakes_;  // of each layer's input, and within; of no channels where it has none
   std::vector<int64_t> blocks_, done_;
   int64_t source_block_, written_ = 0;  // steps of x at once, and of the output that are there
   float* out_ = nullptr;

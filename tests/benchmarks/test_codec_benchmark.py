@@ -52,7 +52,7 @@ def test_flops_of_the_published_encoder():
     assert steps == 75
 
 
-@pytest.mark.parametrize(("name", "gflop"), [("encodec48", (5.5, 7)), ("mimi", (2, 6))])
+@pytest.mark.parametrize(("name", "gflop"), [("encodec48", (5.5, 7)), ("mimi", (2, 6)), ("dac", (55, 150))])
 def test_stacks_of_transformers(name, gflop):
     """Published sizes: what the layers of one second cost, and that every variant has the input it takes."""
     for half in codec._halves([name], True, None):

@@ -6,6 +6,7 @@
 import sys
 
 import torch
+from gradient_cases import check_gradients
 from normed_cases import check_norm, check_normed_layers
 from seanet_cases import (
     check_bf16,
@@ -17,8 +18,8 @@ from seanet_cases import (
     make_layers,
     make_wide_layers,
 )
+from snake_cases import long_enough, make_dac_layers
 from stream_cases import check_streams
-from gradient_cases import check_gradients
 
 from aar_kernels import dispatch
 
@@ -31,6 +32,9 @@ for seed in range(int(sys.argv[2])):
     layers = make_layers(seed)
     check_stack(layers, make_input(seed, inputs_of(layers)), "native")
     check_bf16(layers, make_input(seed, inputs_of(layers)), "native")
+for seed in range(24):
+    layers = make_dac_layers(seed)
+    check_stack(layers, long_enough(layers, make_input(seed, inputs_of(layers))), "native", blocks=(1, 40))
 for seed in range(3):
     check_stack(make_wide_layers(seed), make_input(seed, 64, 51), "native")
     check_bf16(make_wide_layers(seed), make_input(seed, 64, 51), "native")

@@ -6,11 +6,11 @@ import random
 
 import pytest
 import torch
+from gradient_cases import check_gradients, gradients, make_trained_layers, mapped
 from helpers import require
 from seanet_cases import make_conv, make_input, make_residual
-from gradient_cases import check_gradients, gradients, make_trained_layers, mapped
 
-from aar_kernels import BackendError, use_backend
+from aar_kernels import BackendError
 from aar_kernels.seanet import Conv, ConvTranspose, Norm, Residual, convolve, pack, stack
 
 CONV = Conv(torch.randn(5, 3, 4), torch.randn(5), stride=2, elu=True)
@@ -148,13 +148,22 @@ def test_wrong_input(backend):
         convolve(X.to("meta"), [CONV], backend=backend)
 
 
-def test_strides_and_dilation_together_run_on_the_reference(native):
-    layer = Conv(torch.randn(5, 3, 4), stride=2, dilation=2)
-    with pytest.raises(BackendError, match="native: has no dilation of a convolution with strides"):
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"stride": 2, "dilation": 2}, "dilation of a convolution with strides"),
+        ({"snake": torch.ones(3)}, "gradients of Snake"),
+        ({"stride": 2, "symmetric": True}, "gradients of symmetric padding"),
+    ],
+)
+def test_what_runs_on_the_reference_alone(native, options, what):
+    layer = Conv(torch.randn(5, 3, 4, requires_grad=True), **options)
+    with pytest.raises(BackendError, match=f"native: has no {what}"):
         convolve(X, [layer], backend=native)
-    assert torch.equal(convolve(X, [layer]), convolve(X, [layer], backend="reference"))
-    with use_backend("reference"):
-        convolve(X, [layer])
+    y = convolve(X, [layer])
+    assert torch.equal(y, convolve(X, [layer], backend="reference"))
+    y.sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
 
 
 def test_the_binding_checks_what_could_read_outside(native):
@@ -171,6 +180,8 @@ def test_the_binding_checks_what_could_read_outside(native):
         (x, packed.weights, list(packed.layers) * 2, grad, True),
         (x, packed.weights, changed(padding=2), grad, True),
         (x, packed.weights, changed(dilation=2), grad, True),
+        (x, packed.weights, changed(padding=3), grad, True),
+        (x, torch.cat([packed.weights, torch.zeros(16)]), changed(activation=2), grad, True),
         (x, packed.weights, list(packed.layers), grad[:, :4].contiguous(), True),
         (x, packed.weights, list(packed.layers), grad.double(), True),
         (x[:, :0], packed.weights, list(packed.layers), grad[:, :0], True),

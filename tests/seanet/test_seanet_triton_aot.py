@@ -42,6 +42,7 @@ RESIDUALS = {  # channels in, hidden, out, and of a shortcut
     "residual 128, identity": (128, 64, 128, 0),
 }
 NORMS = ("moments", "norm")
+SNAKES = ("snake",)
 
 
 def compiled(name: str, dtype: str, capability: int) -> aot.Resources:
@@ -60,6 +61,9 @@ def compiled(name: str, dtype: str, capability: int) -> aot.Resources:
             constants |= {"C": 128, "PARTS": kernels.PARTS}
         kernel = getattr(kernels, f"{name}_kernel")
         return aot.resources(aot.compile_kernel(kernel, types, constants, capability))
+    if name in SNAKES:
+        types, constants = {"x": x, "alpha": weights, "out": x}, {"C": 96, **kernels.SNAKE}
+        return aot.resources(aot.compile_kernel(kernels.snake_kernel, types, constants, capability))
     channels, hidden, outputs, shortcut = RESIDUALS[name]
     types = {"x": x, "first": weights, "second": weights, "out": x}
     constants = {"C": channels, "H": hidden, "N": outputs, "TAPS": 3, "DILATION": 1, "REFLECT": True}
@@ -73,7 +77,7 @@ def compiled(name: str, dtype: str, capability: int) -> aot.Resources:
     [
         ("down 4", "fp32", 80), ("latents", "fp16", 90), ("last", "bf16 weights", 80), ("residual 64", "fp32", 100),
         ("residual 128", "bf16 weights", 90), ("residual 256, second", "fp32", 90), ("residual 128", "fp16", 100),
-        ("moments", "fp32", 80), ("norm", "fp32", 90),
+        ("moments", "fp32", 80), ("norm", "fp32", 90), ("snake", "bf16 weights", 90),
     ],
 )  # fmt: skip
 def test_resources(name, dtype, capability):
@@ -97,7 +101,9 @@ def test_what_it_refuses():
 def main() -> None:
     """``PYTHONPATH=.:tests python tests/seanet/test_seanet_triton_aot.py``: compile everything and record it."""
     figures = {
-        f"sm_{capability}, {dtype}": {name: compiled(name, dtype, capability) for name in (*CONVS, *RESIDUALS, *NORMS)}
+        f"sm_{capability}, {dtype}": {
+            name: compiled(name, dtype, capability) for name in (*CONVS, *RESIDUALS, *NORMS, *SNAKES)
+        }
         for capability in aot.SHARED_MEMORY
         for dtype in DTYPES
     }

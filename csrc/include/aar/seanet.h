@@ -20,19 +20,24 @@ constexpr int64_t kSeanetPairedWidth = 64;  // of a tap's input and of the outpu
 
 enum class SeanetKind { conv, transposed, residual };
 // What a layer adds to its input: on both sides, before it, or nothing, where the input begins with what came before.
-enum class SeanetPadding { centered, causal, none };
+// symmetric: as much on the right as on the left, and nothing for the last stride.
+enum class SeanetPadding { centered, causal, none, symmetric };
+// Of the input; snake: x + sin(alpha x)^2 / (alpha + 1e-9), alpha of each channel.
+enum class SeanetActivation { identity, elu, snake };
 
 // A layer of a stack. conv: K is kernel * in, tap by tap, N is out. transposed: a convolution of `taps` taps that gives
-// stride * out channels, which are `stride` steps of the output. residual: [ELU, conv, ELU, 1x1 conv] + shortcut, the
-// second product over `hidden` channels and, where the shortcut is a 1x1 convolution, the input's behind them.
+// stride * out channels, which are `stride` steps of the output. residual: [ELU, conv, ELU, 1x1 conv] + shortcut, or
+// with Snake for ELU, the second product over `hidden` channels and, where the shortcut is a 1x1 convolution, the
+// input's behind them.
 struct SeanetLayer {
   SeanetKind kind;
   int64_t in, hidden, out, kernel, stride, dilation;
   SeanetPadding padding;
   bool reflect;          // the signal reflected, or zeros
-  bool elu;              // of the input, before a conv or transposed
+  SeanetActivation activation;
   bool shortcut;         // of a residual: a convolution, or the identity
-  const void *first, *second;
+  const void *first = nullptr, *second = nullptr;
+  const void *alpha = nullptr, *hidden_alpha = nullptr;  // of Snake: of the input, and of a residual's hidden channels
 
   int64_t taps() const { return kind == SeanetKind::transposed ? (kernel + stride - 1) / stride : kernel; }
   // Where two steps of the product are computed together, by fewer multiplications: floats that a tap reads; else 0.
@@ -49,6 +54,11 @@ struct SeanetLayer {
   static int64_t size(int64_t K, int64_t N) { return (N + kSeanetPanel - 1) / kSeanetPanel * (K + 1) * kSeanetPanel; }
   int64_t first_size() const { return size(first_K(), first_N()); }
   int64_t second_size() const { return kind == SeanetKind::residual ? size(second_K(), out) : 0; }
+  int64_t alphas(int64_t channels) const {
+    return activation == SeanetActivation::snake ? (channels + kSeanetPanel - 1) / kSeanetPanel * kSeanetPanel : 0;
+  }
+  int64_t alpha_size() const { return alphas(in); }
+  int64_t hidden_alpha_size() const { return kind == SeanetKind::residual ? alphas(hidden) : 0; }
   // Steps of input that a step of the first product reads.
   int64_t span() const { return kind == SeanetKind::transposed ? taps() : (kernel - 1) * dilation + 1; }
   // Steps of input before a stride that its outputs depend on, where the layer is causal.
@@ -58,7 +68,9 @@ struct SeanetLayer {
   // Steps of output for `length` of input; below 1 for too few.
   int64_t length(int64_t length) const {
     if (padding == SeanetPadding::none) length -= context();
-    if (kind == SeanetKind::transposed) return length * stride;
+    const bool symmetric = padding == SeanetPadding::symmetric;
+    if (kind == SeanetKind::transposed) return length * stride - (symmetric ? (kernel - stride) % 2 : 0);
+    if (symmetric) return (length + context() % 2) / stride;
     return padding == SeanetPadding::none ? length / stride : (length + stride - 1) / stride;
   }
 };
@@ -84,9 +96,9 @@ struct SeanetKernels {
   // is causal, and begins, and but for the last chunk ends, with whole strides.
   void (*stack)(const SeanetLayer* layers, int64_t count, Element weights, const float* x, int64_t batch,
                 int64_t length, int64_t block, float* out, const SeanetChunk&, const ThreadPool&);
-  // From x[batch][length][in] of one layer, which pads and has fp32 weights, and dy of the size of its output: dx of the
-  // size of x, unless it is null, and the gradient of the weights, as they are packed; that of what fills up panels is
-  // of no use.
+  // From x[batch][length][in] of one layer, which is centered or causal, has no Snake and fp32 weights, and dy of the
+  // size of its output: dx of the size of x, unless it is null, and the gradient of the weights, as they are packed;
+  // that of what fills up panels is of no use.
   void (*backward)(const SeanetLayer& layer, const float* x, const float* dy, int64_t batch, int64_t length, float* dx,
                    float* gradient, const ThreadPool&);
   // x[batch][length][units] -> out the same, x + LSTM(x) where `skip`. before and after[count][h, c][batch][units] are
