@@ -19,7 +19,11 @@ assert report.endswith(f"active={sys.argv[1]}"), report
 for seed in range(12, 12 + int(sys.argv[2])):
     test_accuracy.test_encode("native", seed)
     test_accuracy.test_step("native", seed)
-    test_accuracy.test_quantize("native", seed, "per_scale")
+    for straight_through in ("per_scale", "once"):
+        test_accuracy.test_quantize("native", seed, straight_through)
     for name in ("decode", "decode_scales", "next_scale_inputs"):
         test_accuracy.test_decode("native", seed, name)
+for shape in ((4, 33, 16), (1, 100, 7)):
+    for replace in (False, True):
+        test_accuracy.test_update("native", shape, replace)
 print("equal")

@@ -19,6 +19,7 @@ assert report.endswith(f"active={sys.argv[1]}"), report
 for seed in range(int(sys.argv[2])):
     test_grids.test_encode("native", seed)
     test_grids.test_step("native", seed)
+    test_rows.test_step_of_rows("native", seed)
     for name in test_grids.DECODERS:
         test_grids.test_decode("native", seed, name)
         test_rows.test_decoding_of_rows("native", seed, name)
