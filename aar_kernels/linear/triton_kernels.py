@@ -2,8 +2,8 @@
 
 The product is computed transposed, ``W x^T``: weights are its left operand, which tensor cores take from registers, and
 the rows of x, of which there are few, are padded to 16 only. Where they are so few that programs for all channels would
-not fill a GPU, the warps of a program divide K among them, so that there is one launch and a fixed order of sums. A part is
-a warp's, as that is how Triton divides products of three dimensions (3.6 always, later ones where it fits).
+not fill a GPU, the warps of a program divide K among them, so that there is one launch and a fixed order of sums. Each
+has one part, as Triton 3.6 gives warps that are left over the same product again.
 """
 
 from __future__ import annotations
