@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU: benchmarks/gpu_check.sh [PART...], by default all parts, in order, in ten minutes.
+# Everything that needs a GPU: benchmarks/gpu_check.sh [PART...], by default all parts, in order. Where a call may
+# take ten minutes only: "build tests generation codec", then "sanitize", then "bench", then "compile".
 #   build       the native code, by nvcc too
-#   tests       the test suite; with a GPU the tests of Triton compile, and those of tests/cuda compare every backend
-#               with float64
+#   tests       those that use a GPU, every backend against float64; PYTEST_ARGS="-n 16 tests" takes the whole suite,
+#               whose tests of Triton's interpreter and of sound files need no GPU but the package's dependencies
 #   sanitize    compute-sanitizer over the native kernels: memcheck, racecheck, synccheck
 #   generation  sampling with an AAR of depth 16: as one CUDA graph, launched kernel by kernel, in plain PyTorch; and as a
 #               next-token model, with and without a graph per token
@@ -18,9 +19,14 @@ export PYTHONPATH=.:${PYTHONPATH:-} OUT
 mkdir -p "$OUT"
 failed=()
 
-build() { "$PYTHON" -m aar_kernels.build && "$PYTHON" -m aar_kernels.info --json > "$OUT/info.json"; }
+build() {
+  "$PYTHON" -m aar_kernels.build && "$PYTHON" -m aar_kernels.info --json > "$OUT/info.json" || return 1
+  # Without the library its tests would be skipped, and everything would pass.
+  "$PYTHON" -c 'import sys; from aar_kernels._library import library; sys.exit(library.reason or library.cuda_reason)'
+}
 
-tests() { "$PYTHON" -m pytest -q -p no:cacheprovider --junitxml "$OUT/tests.xml" ${PYTEST_ARGS:-tests}; }
+tests() { "$PYTHON" -m pytest -q -p no:cacheprovider --junitxml "$OUT/tests.xml" ${PYTEST_ARGS:-$GPU_TESTS}; }
+GPU_TESTS="tests/cuda tests/linear/test_linear_cuda.py tests/aar/test_generation_graph.py tests/aar/test_sat_graph.py"
 
 sanitize() {
   local tool

@@ -37,7 +37,7 @@ BLOCKS = {
     ("forward", 4, 64): (32, 32, 4, 2), ("forward", 4, 128): (32, 32, 8, 2),
     ("query_grad", 2, 64): (64, 32, 4, 3), ("query_grad", 2, 128): (64, 64, 8, 2),
     ("query_grad", 4, 64): (32, 32, 4, 2), ("query_grad", 4, 128): (32, 32, 4, 2),
-    ("key_grad", 2, 64): (32, 64, 4, 3), ("key_grad", 2, 128): (32, 64, 8, 2),
+    ("key_grad", 2, 64): (64, 32, 4, 2), ("key_grad", 2, 128): (32, 64, 8, 2),
     ("key_grad", 4, 64): (32, 32, 8, 2), ("key_grad", 4, 128): (32, 32, 8, 2),
     # Of queries the most: a scale of fewer takes the next power of two, at least the 16 of a matrix instruction.
     ("step", 2, 64): (64, 64, 4, 2), ("step", 2, 128): (32, 32, 4, 2),
@@ -46,7 +46,8 @@ BLOCKS = {
 # Where Hopper and later differ: their products take one operand or both from shared memory, which leaves registers for
 # wider tiles, but want 64 rows of four warps each.
 BLOCKS_HOPPER = {
-    ("forward", 2, 128): (128, 64, 8, 2), ("query_grad", 2, 64): (64, 64, 4, 2), ("key_grad", 2, 128): (32, 32, 4, 2),
+    ("forward", 2, 128): (128, 64, 8, 2), ("query_grad", 2, 64): (64, 64, 4, 2),
+    ("key_grad", 2, 64): (32, 64, 4, 3), ("key_grad", 2, 128): (32, 32, 4, 2),
 }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 The product is computed transposed, ``W x^T``: weights are its left operand, which tensor cores take from registers, and
 the rows of x, of which there are few, are padded to 16 only. Where they are so few that programs for all channels would
-not fill a GPU, the warps of a program divide K among them, so that there is one launch and a fixed order of sums.
+not fill a GPU, the warps of a program divide K among them, so that there is one launch and a fixed order of sums. Each
+has one part, as Triton 3.6 gives warps that are left over the same product again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def options(rows: int, dtype: tl.dtype) -> dict[str, int]:
     elif rows <= FEW_ROWS:
         m, n, k, parts, warps, stages = (16 if rows <= 16 else 32), 16, 64, 4, 4, 4
     elif rows <= MANY_ROWS:
-        m, n, k, parts, warps, stages = 64, 32, 32, 4, 8, 4
+        m, n, k, parts, warps, stages = 64, 32, 32, 4, 4, 4
     else:
         m, n, k, parts, warps, stages = 128, 128, 64, 1, 8, 3
     return {
@@ -51,13 +52,17 @@ def linear_kernel(
     k = tl.arange(0, PARTS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     w_tile = data + n.to(tl.int64)[None, :, None] * K + k[:, None, :]
     x_tile = x + m.to(tl.int64)[None, None, :] * K + k[:, :, None]
-    sums = tl.zeros([PARTS, BLOCK_N, BLOCK_M], tl.float32)
+    # One part is a plain matrix product, which all warps share.
+    ONE: tl.constexpr = PARTS == 1
+    sums = tl.zeros([BLOCK_N, BLOCK_M] if ONE else [PARTS, BLOCK_N, BLOCK_M], tl.float32)
     for start in range(0, K, PARTS * BLOCK_K):
         inside = start + k < K
         w = tl.load(w_tile + start, mask=inside[:, None, :] & (n < N)[None, :, None], other=0)
         rows = tl.load(x_tile + start, mask=inside[:, :, None] & (m < M)[None, None, :], other=0)
+        if ONE:
+            w, rows = tl.reshape(w, [BLOCK_N, BLOCK_K]), tl.reshape(rows, [BLOCK_K, BLOCK_M])
         sums = tl.dot(_widened(w, DTYPE), rows.to(DTYPE), sums, input_precision="ieee")
-    y = tl.trans(tl.sum(sums, 0))
+    y = tl.trans(sums if ONE else tl.sum(sums, 0))
     if scale is not None:
         unit = tl.load(scale + n, mask=n < N, other=0)
         y *= (unit * 256 if data.dtype.element_ty == tl.uint8 else unit)[None, :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,13 @@ def test_resources(capability: int, dtypes: str, rows: int):
     assert used.spills == 0, used
     assert used.shared <= aot.SHARED_MEMORY[capability], used
     assert used.registers * 32 * used.warps <= 65536, used
-    assert ("mma.sync" in compiled.asm["ptx"]) == (not dtypes.startswith("fp32"))
-    assert "cp.async" in compiled.asm["ptx"]  # weights are fetched ahead
+    ptx, blocks = compiled.asm["ptx"], kernels.options(rows, DTYPES[dtypes][2])
+    multiplied = math.prod(blocks[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "PARTS"))
+    if dtypes.startswith("fp32"):
+        assert "mma.sync" not in ptx
+    elif "wgmma.mma_async" not in ptx:  # no warp multiplies what another does
+        assert ptx.count("mma.sync.aligned.m16n8k16") * 16 * 8 * 16 * used.warps == multiplied
+    assert "cp.async" in ptx  # weights are fetched ahead
 
 
 def test_what_it_refuses():
