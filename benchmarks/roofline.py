@@ -50,7 +50,14 @@ def training_flops(model: AAR, batch: int) -> int:
 
 
 def tokenizer_training_flops(model: SAT, batch: int) -> int:
-    """Forward and backward of convolutions and LSTMs: three times the forward pass; and the search for codes, once."""
+    """Those of the autoencoder, and the search for codes, once."""
+    config = model.config
+    search = 2 * config.schedule.total * config.codebook_size * config.latent_dim
+    return autoencoder_training_flops(model, batch) + batch * search
+
+
+def autoencoder_training_flops(model: SAT, batch: int) -> int:
+    """Forward and backward of convolutions and LSTMs: three times the forward pass."""
     forward = 0
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -69,9 +76,7 @@ def tokenizer_training_flops(model: SAT, batch: int) -> int:
         model.decoder(model.encoder(window))
     for hook in hooks:
         hook.remove()
-    config = model.config
-    search = 2 * config.schedule.total * config.codebook_size * config.latent_dim
-    return batch * (3 * forward + search)
+    return batch * 3 * forward
 
 
 def _tokens(model: AAR, items: int, n: int, end: int, dtype: torch.dtype) -> Pass:

@@ -2,7 +2,8 @@
 
 A step is forward and backward, without the optimizer's, which is the same for all. First it is checked, in float64 and
 on one item, that losses and gradients agree. The AAR is teacher-forced and of random weights; a SAT is that of a
-training's configuration (``--sat configs/small-sat.yaml``), with its losses and the update of its codebooks.
+training's configuration (``--sat configs/small-sat.yaml``), with its losses and the update of its codebooks, or, with
+``--autoencoder``, its convolutions and LSTMs alone.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from aar import AARConfig
+from aar import SAT, AARConfig
 from aar.training.config import SATTraining, read_config
 from aar_kernels.bench.measure import interleaved, peak_memory
 
 from .common import parser, peaks, print_machine, print_row, random_aar, write
-from .training_steps import PLAIN, AARSteps, SATSteps, Steps
+from .training_steps import PLAIN, AARSteps, AutoencoderSteps, SATSteps, Steps
 
 
 def main(argv: Sequence[str] | None = None, config: AARConfig | SATTraining | None = None) -> int:
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None, config: AARConfig | SATTraining | No
     options.add_argument("--depth", type=int, default=4, help="blocks (default: 4)")
     options.add_argument("--width", type=int, default=1024, help="channels, 64 a head (default: 1024)")
     options.add_argument("--sat", type=Path, metavar="CONFIG", help="train the SAT of this configuration instead")
+    options.add_argument("--autoencoder", action="store_true", help="of that SAT its encoder and decoder alone")
     options.add_argument("--batch", type=int, nargs="+", default=[4], help="items at once (default: 4)")
     options.add_argument("--autocast", action="store_true", help="also under bf16 autocast")
     options = options.parse_args(argv)
@@ -38,7 +40,10 @@ def main(argv: Sequence[str] | None = None, config: AARConfig | SATTraining | No
     config = config or AARConfig(depth=options.depth, width=options.width, heads=options.width // 64)
     rows, any_wrong = [], False
     for autocast in [False, True] if options.autocast else [False]:
-        if isinstance(config, SATTraining):
+        if isinstance(config, SATTraining) and options.autoencoder:
+            torch.manual_seed(0)
+            steps = AutoencoderSteps(SAT(config.model), compiled=not options.no_compile)
+        elif isinstance(config, SATTraining):
             steps = SATSteps(config)
         else:
             model = random_aar(replace(config, condition_drop=0.0)).train()

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import aar_kernels as ak
-from aar import AAR
+from aar import AAR, SAT, SATConfig
 from aar.baselines import PlainAAR
 from aar.training.config import SATTraining
 from aar.training.sat import SATTask
 from aar.training.world import World
 
-from .roofline import tokenizer_training_flops, training_flops
+from .roofline import autoencoder_training_flops, tokenizer_training_flops, training_flops
 
 PLAIN = "plain PyTorch"
 
@@ -88,7 +88,7 @@ class SATSteps:
 
     def __init__(self, config: SATTraining):
         task = SATTask(config, World())
-        task.start([{"wav": _sound(config, 8)}])
+        task.start([{"wav": _sound(config.model, 8)}])
         for player in task.players.values():
             player.train()
         self._take({"ours": task, PLAIN: copy.deepcopy(task)})
@@ -110,7 +110,7 @@ class SATSteps:
 
     def step(self, variant: str, batch: int, autocast: bool) -> Callable[[], Tensor]:
         task = self.tasks[variant]
-        wav = _sound(self.config, batch).to(task.model.quantizer.codebooks.dtype)
+        wav = _sound(self.config.model, batch).to(task.model.quantizer.codebooks.dtype)
 
         def run() -> Tensor:
             for player in task.players.values():
@@ -132,9 +132,42 @@ class SATSteps:
         return tokenizer_training_flops(self.tasks[PLAIN].model, batch)
 
 
-def _sound(config: SATTraining, items: int) -> Tensor:
+class AutoencoderSteps:
+    """A SAT's encoder and decoder alone: without quantizer, and with the mean square for a loss."""
+
+    def __init__(self, model: SAT, *, compiled: bool = False):
+        self.model = model
+        parameters = sum(p.numel() for half in (model.encoder, model.decoder) for p in half.parameters())
+        self.name = f"SAT's autoencoder, {parameters / 1e6:.1f} M parameters"
+        plain = (model.encoder.model, model.decoder.model)
+        self.halves = {"ours": (model.encoder, model.decoder), PLAIN: plain}
+        if compiled:
+            self.halves["torch.compile"] = tuple(torch.compile(half, dynamic=False) for half in plain)
+        self.models = dict.fromkeys(self.halves, model)
+
+    def double(self) -> AutoencoderSteps:
+        return AutoencoderSteps(copy.deepcopy(self.model).double())
+
+    def step(self, variant: str, batch: int, autocast: bool) -> Callable[[], Tensor]:
+        encoder, decoder = self.halves[variant]
+        wav = _sound(self.model.config, batch).to(next(self.model.parameters()).dtype)
+
+        def run() -> Tensor:
+            self.model.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = decoder(encoder(wav)).square().mean()
+            loss.backward()
+            return loss.detach()
+
+        return run
+
+    def flops(self, batch: int) -> int:
+        return autoencoder_training_flops(self.model, batch)
+
+
+def _sound(config: SATConfig, items: int) -> Tensor:
     """Noise that swells and fades: [items, 1, window_samples]."""
-    generator, samples = torch.Generator().manual_seed(items), config.model.window_samples
+    generator, samples = torch.Generator().manual_seed(items), config.window_samples
     swell = torch.rand(items, 1, 16, generator=generator)
     noise = torch.randn(items, 1, samples, generator=generator)
     return 0.2 * noise * F.interpolate(swell, samples, mode="linear", align_corners=True)

@@ -8,7 +8,7 @@ import torch
 from benchmark_cases import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
-from aar import SATConfig
+from aar import SAT, SATConfig
 from aar.training.config import DiscriminatorConfig, SATTraining
 from aar_kernels import dispatch
 from benchmarks import training, training_steps
@@ -35,6 +35,14 @@ def test_table_and_json(quick, tmp_path, config):
     for row in rows:
         assert set(row["times_ms"]) == set(row["extra_mib"]) == {"ours", PLAIN}
         assert all(times["p50"] > 0 for times in row["times_ms"].values())
+
+
+def test_the_autoencoder_alone(quick, tmp_path):
+    path = tmp_path / "out.json"
+    assert training.main([*ARGUMENTS, "--autoencoder", "--json", str(path)], TINY_SAT) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["shape"].startswith("SAT's autoencoder")
+    assert row["flops"] < tokenizer_training_flops(SAT(TINY_SAT.model), 2)
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_SAT], ids=["AAR", "SAT"])

@@ -122,7 +122,8 @@ def convolutions(width: int) -> list:
     residual = Residual(Conv(draw(half, width, 3) / (3 * width) ** 0.5, draw(half)), narrow, shortcut)
     down = Conv(draw(2 * width, width, 8) / (8 * width) ** 0.5, draw(2 * width), stride=4, elu=True)
     up = ConvTranspose(draw(2 * width, width, 8) / (4 * width) ** 0.5, draw(width), stride=4, elu=True)
-    return [Conv(draw(width, 1, 7), draw(width)), residual, down, up, residual, Conv(draw(1, width, 7) / width, elu=True)]
+    first, last = Conv(draw(width, 1, 7), draw(width)), Conv(draw(1, width, 7) / width, elu=True)
+    return [first, residual, down, up, residual, last]
 
 
 @pytest.mark.parametrize("width", [16, 32, 128])
@@ -151,7 +152,8 @@ def test_seanet_lstm(batch):
 def test_training_of_the_quantizer(batch):
     """Result, loss and gradient where codes agree, as all but ties do; and the same codebooks afterwards."""
     torch.manual_seed(0)
-    plain = ak.nn.MultiScaleResidualQuantizer(128, schedule=SCHEDULE, latent_dim=64, kmeans_init=False, dead_code_threshold=0.0)
+    options = {"latent_dim": 64, "kmeans_init": False, "dead_code_threshold": 0.0}
+    plain = ak.nn.MultiScaleResidualQuantizer(128, schedule=SCHEDULE, **options)
     plain.codebooks.copy_(draw(*plain.codebooks.shape))
     ours = copy.deepcopy(plain).to(DEVICE)
     found = []
