@@ -101,7 +101,8 @@ class WeightsGradient {
         const Part part{panels_ * group / groups, panels_ * (group + 1) / groups, of_.width * block / blocks,
                         of_.width * (block + 1) / blocks};
         float* to = share == 0 ? gradient_ : others_ + (share - 1) * size_;
-        Buffer<float> across((part.w1 - part.w0) * whole_vectors(kSlidingDepth + of_.halo())), panel(kSlidingDepth * kColumns);
+        Buffer<float> across((part.w1 - part.w0) * whole_vectors(kSlidingDepth + of_.halo()));
+        Buffer<float> panel(kSlidingDepth * kColumns);
         for (int64_t r = 0, chunk = chunks_; r < steps; r += kSlidingDepth, chunk++)
           if (chunk % shares_ == share)
             add_chunk(std::min(kSlidingDepth, steps - r), x + r * of_.width, dy + r * N_, part, across, panel, to);
@@ -173,7 +174,8 @@ class LayerBackward {
  public:
   LayerBackward(const SeanetLayer& layer, int64_t length, float* gradient, const ThreadPool& pool)
       : layer_(layer), length_(length), of_(window(layer, length)), pool_(pool),
-        residual_(layer.kind == SeanetKind::residual), elu_(layer.activation == SeanetActivation::elu), reflect_(geometry(layer).reflect),
+        residual_(layer.kind == SeanetKind::residual), elu_(layer.activation == SeanetActivation::elu),
+        reflect_(geometry(layer).reflect),
         first_{static_cast<const float*>(layer.first), layer.first_K(), layer.first_N(), layer.tap()},
         second_{static_cast<const float*>(layer.second), residual_ ? layer.second_K() : 0, residual_ ? layer.out : 0},
         back_(first_, of_, pool), second_back_(second_, {0, 0, second_.K, 1, 1, 0}, pool),
@@ -181,7 +183,7 @@ class LayerBackward {
         second_gradient_(second_.K, second_.N, {0, 0, second_.K, 1, 1, 0}, gradient + layer.first_size(), pool),
         // Whole chunks, and so many that what mirrors a step of padding is in the padding's block.
         block_(kSlidingDepth * std::max(kBlockSteps / kSlidingDepth * pool.threads,
-                                        (of_.left + of_.right) * layer.in / of_.width / kSlidingDepth + 1)),
+                                        2 * std::max(of_.left, of_.right) * layer.in / of_.width / kSlidingDepth + 1)),
         room_(std::min(of_.rows(), 2 * block_) + of_.halo()),
         padded_((room_ + of_.halo()) * of_.width), dy_(room_ * first_.N), dx_(room_ * of_.width),
         both_(room_ * second_.K), dboth_(room_ * second_.K) {}

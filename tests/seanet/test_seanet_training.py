@@ -34,11 +34,11 @@ def test_gradients_of_several_blocks(native, seed):
 
 
 @pytest.mark.parametrize("dilation", [1, 9, 100, 700])
-@pytest.mark.parametrize("reflect", [True, False])
-def test_padding_longer_than_a_block(native, dilation, reflect):
+@pytest.mark.parametrize("options", [{"reflect": False}, {}, {"causal": True}], ids=str)
+def test_padding_longer_than_a_block(native, dilation, options):
     """What mirrors a step of padding is found, wherever a block ends."""
     torch.manual_seed(dilation)
-    conv = Conv(torch.randn(3, 2, 3), torch.randn(3), dilation=dilation, reflect=reflect, elu=True)
+    conv = Conv(torch.randn(3, 2, 3), torch.randn(3), dilation=dilation, elu=True, **options)
     narrow = Conv(torch.randn(2, 3, 1), elu=True)
     for length in (1, 700, 1301, 3000):
         x = torch.randn(1, 2, length)
