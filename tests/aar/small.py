@@ -17,6 +17,12 @@ TINY = SATConfig(
     lstm_layers=1,
 )
 
+# Larger ones, of which every layer of an autoencoder has work to do: as published but for the channels, and odd in all.
+AUTOENCODERS = [
+    SATConfig(n_filters=8, dim=128, lstm_layers=2, codebook_size=64),
+    SATConfig(n_filters=5, ratios=(4, 3, 1), lengths=(1, 3, 7), dim=20, latent_dim=10, lstm_layers=1, codebook_size=9),
+]
+
 
 def tiny_sat(seed: int = 0, config: SATConfig = TINY) -> SAT:
     torch.manual_seed(seed)

@@ -7,16 +7,10 @@ import copy
 import pytest
 import torch
 from helpers import error64, require
-from small import noise, tiny_sat
+from small import AUTOENCODERS, noise, tiny_sat
 from torch import Tensor, nn
 
-from aar import SATConfig
 from aar_kernels import use_backend
-
-CONFIGS = [
-    SATConfig(n_filters=8, dim=128, lstm_layers=2, codebook_size=64),
-    SATConfig(n_filters=5, ratios=(4, 3, 1), lengths=(1, 3, 7), dim=20, latent_dim=10, lstm_layers=1, codebook_size=9),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +30,7 @@ def convolutions(function) -> set[str]:
     return {event.name for event in profile.events()} & {"aten::convolution", "aar_native::seanet_backward"}
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", AUTOENCODERS)
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
 def test_gradients_are_those_of_the_modules(config, half):
     """Of both factors of weight norm too; relative to the largest number of each."""

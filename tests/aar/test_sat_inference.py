@@ -5,16 +5,10 @@ import copy
 import pytest
 import torch
 from helpers import assert_as_accurate, require
-from small import noise, tiny_sat
+from small import AUTOENCODERS, noise, tiny_sat
 
-from aar import SATConfig
 from aar.models import inference
 from aar_kernels import use_backend
-
-CONFIGS = [
-    SATConfig(n_filters=8, dim=128, lstm_layers=2, codebook_size=64),
-    SATConfig(n_filters=5, ratios=(4, 3, 1), lengths=(1, 3, 7), dim=20, latent_dim=10, lstm_layers=1, codebook_size=9),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +26,7 @@ def operators(function) -> set[str]:
     return {event.name for event in profile.events()}
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", AUTOENCODERS)
 @torch.no_grad()
 def test_as_accurate_as_the_modules(config):
     model = tiny_sat(1, config)
@@ -66,7 +60,7 @@ def test_what_the_kernels_do_not_run_runs_as_before(model):
 
 def test_codes_are_those_of_the_plain_encoder():
     """These windows have no tie within rounding, so that float64, plain float32 and the kernels all agree."""
-    model = tiny_sat(2, CONFIGS[0])
+    model = tiny_sat(2, AUTOENCODERS[0])
     wav = noise(4, 1, 24000)
     codes = model.encode(wav)
     with use_backend("reference"):
