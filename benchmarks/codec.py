@@ -25,6 +25,7 @@ from aar import SAT, SATConfig
 from aar.models.seanet import SEANet
 from aar_kernels import use_backend
 from aar_kernels.bench.measure import Variant, add_graphs, interleaved, peak_memory
+from aar_kernels.bench.run import COMPILER
 from aar_kernels.precision import without_tf32
 from aar_kernels.seanet import LSTM, PackedLSTM, PackedSEANet, Tanh, lstm, pack, pack_lstm, stack
 from aar_kernels.seanet.dac import dac_layers
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None, config: SATConfig | None = None) -> int:
     options.add_argument("--cpu-time", action="store_true", help="time one thread by its own clock, on a busy machine")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     options = options.parse_args(argv)
-    with torch.device(options.device):
+    with torch.device(options.device), torch._dynamo.config.patch(**COMPILER):
         return _run(options, config)
 
 
@@ -75,6 +76,7 @@ def _run(options: Namespace, config: SATConfig | None) -> int:
         print(f"ONNX Runtime is no peer: {', '.join(onnx_peer.missing())} not installed")
     rows, any_wrong = [], False
     for half in _halves(options.codec, options.no_compile, config):
+        torch._dynamo.reset()
         any_wrong |= _drop_what_is_wrong(half)
         for threads in options.threads:
             torch.set_num_threads(threads)
