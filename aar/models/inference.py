@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aar_kernels import BackendError, dispatch, seanet
+from aar_kernels import dispatch, seanet
 from aar_kernels.cache import DerivedCache
 from aar_kernels.graph import Graph, Graphs, capturing, keep
 
@@ -30,9 +30,10 @@ def run(network: SEANet, x: Tensor) -> Tensor:
     In fp32 on a CPU this runs on the native kernels, if they were built, and on the Triton kernels where these were
     asked for; otherwise it is the network itself.
     """
-    parameters = list(network.parameters())
-    if not _is_packed(x, parameters):
+    backend = network.backend("seanet_stack", x)
+    if backend != "native" and not (backend == dispatch.forced() == "triton"):
         return network(x)
+    parameters = list(network.parameters())
 
     @torch.inference_mode(False)
     def build() -> seanet.PackedSEANet:
@@ -58,13 +59,3 @@ def _ungraphed(x: Tensor, weights: list[Tensor]) -> bool:
     if dispatch.forced() != "triton" or x.device.type != "cuda" or capturing():
         return True
     return any(weight.is_inference() or weight.device != x.device for weight in weights)
-
-
-def _is_packed(x: Tensor, parameters: list[Tensor]) -> bool:
-    if any(tensor.device != x.device or tensor.dtype != x.dtype for tensor in parameters):
-        return False  # the network says what is wrong
-    try:
-        backend = dispatch.select("seanet_stack", x)
-    except BackendError:  # a backend was forced that has no such kernel: it is for the quantizer alone
-        return False
-    return backend == "native" or backend == dispatch.forced() == "triton"

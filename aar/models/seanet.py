@@ -103,7 +103,8 @@ class SEANet(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not (torch.is_grad_enabled() and self._is_native(x)):
+        trains = torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+        if not trains or self.backend("seanet_layer", x) != "native":
             return self.model(x)
         for is_lstm, layers in groupby(self._described(), lambda layer: isinstance(layer, SkipLSTM)):
             if is_lstm:
@@ -127,14 +128,14 @@ class SEANet(nn.Module):
                 yield module if isinstance(module, SkipLSTM) else _describe(module, elu)
                 elu = False
 
-    def _is_native(self, x: torch.Tensor) -> bool:
-        fits = all(weight.device == x.device and weight.dtype == x.dtype for weight in self.parameters())
-        if not fits or torch.is_autocast_enabled(x.device.type):
-            return False
+    def backend(self, operator: str, x: torch.Tensor) -> str | None:
+        """What runs this operator of `aar_kernels.seanet` on x and the weights; None where the modules must run."""
+        if any(weight.device != x.device or weight.dtype != x.dtype for weight in self.parameters()):
+            return None  # the modules say what is wrong
         try:
-            return dispatch.select("seanet_layer", x) == "native"
+            return dispatch.select(operator, x)
         except BackendError:  # a backend was forced that has no such kernel: it is for the quantizer alone
-            return False
+            return None
 
 
 def _describe(module: nn.Module, elu: bool) -> seanet.Conv | seanet.ConvTranspose | seanet.Residual:

@@ -26,14 +26,14 @@ def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     return torch.ops.aar_native.seanet_stack(x.contiguous(), weights, layers, block)
 
 
-def layer(x: Tensor, weights: Tensor, layer: list[int]) -> Tensor:
-    return stack(x, weights, layer, 0)
+def layer(x: Tensor, weights: Tensor, fields: list[int]) -> Tensor:
+    return stack(x, weights, fields, 0)
 
 
 def layer_backward(
-    x: Tensor, weights: Tensor, layer: list[int], grad: Tensor, needs_x: bool
+    x: Tensor, weights: Tensor, fields: list[int], grad: Tensor, needs_x: bool
 ) -> tuple[Tensor, Tensor]:
-    return torch.ops.aar_native.seanet_backward(x.contiguous(), weights, layer, grad.contiguous(), needs_x)
+    return torch.ops.aar_native.seanet_backward(x.contiguous(), weights, fields, grad.contiguous(), needs_x)
 
 
 def stack_chunk(

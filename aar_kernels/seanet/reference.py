@@ -43,9 +43,9 @@ def stack(x: Tensor, weights: Tensor, layers: list[int], block: int) -> Tensor:
     return x.transpose(1, 2).contiguous()
 
 
-def layer(x: Tensor, weights: Tensor, layer: list[int]) -> Tensor:
+def layer(x: Tensor, weights: Tensor, fields: list[int]) -> Tensor:
     """The same through one layer; differentiable, as `stack` is."""
-    return stack(x, weights, layer, 0)
+    return stack(x, weights, fields, 0)
 
 
 def stack_chunk(

@@ -11,8 +11,8 @@ namespace aar {
 namespace AAR_ISA {
 
 constexpr int64_t kGradientWidth = 96;  // of the input at once, whose weights' gradient then stays in the caches
-constexpr int64_t kSmallGradient = 1 << 14;  // up to which a gradient is summed up in shares, one for a thread at least
-constexpr int64_t kGradientShares = 8;
+constexpr int64_t kSmallGradient = 1 << 14;  // of so few numbers that threads share steps instead: they are summed up
+constexpr int64_t kGradientShares = 8;       // in as many shares whatever the number of threads, so that sums are the same
 
 struct Window {
   int64_t left, right, width, taps, dilation, steps;

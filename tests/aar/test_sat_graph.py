@@ -15,8 +15,8 @@ import pytest
 import torch
 from graph_recording import Launches, Recording, fake_triton, record_graphs
 from helpers import require
-from small import TINY, noise, tiny_sat
-from test_sat_inference import CONFIGS, folded, loaded, replaced, stepped
+from small import AUTOENCODERS, TINY, noise, tiny_sat
+from test_sat_inference import folded, loaded, replaced, stepped
 
 from aar import SAT
 from aar.models import inference
@@ -46,7 +46,7 @@ def check(model: SAT, wav: torch.Tensor) -> torch.Tensor:
 
 
 def test_one_graph_serves_other_waves(recorded):
-    model = tiny_sat(2, CONFIGS[0])
+    model = tiny_sat(2, AUTOENCODERS[0])
     found = [check(model, noise(2, 1, 24000, seed=seed)) for seed in range(3)]
     assert Recording.made == 2  # to encode, and to decode
     assert not torch.equal(found[0], found[1])

@@ -97,6 +97,17 @@ ORIGINALS = {
 }  # fmt: skip
 
 
+def only_the_probe(net, monkeypatch):
+    """From now on the original may run on one item alone, as it does each time that weights are packed. Returns it."""
+    original = type(net)._aar_original.forward
+
+    def forward(self, x):
+        return original(self, x) if len(x) == 1 else pytest.fail("the original ran")
+
+    monkeypatch.setattr(type(net)._aar_original, "forward", forward)
+    return original
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["Encoder", "Decoder"])
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -107,12 +118,7 @@ def test_stacks_of_the_original_packages(name, kind, monkeypatch):
     before = [net(x) for x in inputs]
     report = ak.accelerate(net)
     assert len(report.replaced) == 1, report
-    original_forward = type(net)._aar_original.forward
-
-    def only_the_probe(self, x):  # of one item, each time that weights are packed
-        return original_forward(self, x) if len(x) == 1 else pytest.fail("the original ran")
-
-    monkeypatch.setattr(type(net)._aar_original, "forward", only_the_probe)
+    original_forward = only_the_probe(net, monkeypatch)
     for x, theirs in zip(inputs, before, strict=True):
         assert_near(net(x), theirs)
     parameter = next(p for p_name, p in net.named_parameters() if p_name.endswith(("weight_v", "weight")))
